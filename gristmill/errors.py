@@ -1,0 +1,69 @@
+"""Every error that Gristmill raises on purpose.
+
+    GristmillError
+    ├── UsageError(ValueError)            wrong use; exit 2
+    │   ├── RecipeError                   a key, type or path in a recipe or an override
+    │   └── InputError                    rollout files that cannot be read as such
+    ├── GateError(RuntimeError)           a check or the promotion gate said no; exit 3
+    ├── StoreError(RuntimeError)          the workspace; exit 1
+    │   ├── ArtifactMissing(LookupError)
+    │   ├── ArtifactDamaged
+    │   └── WorkspaceBusy
+    ├── CollectionError(RuntimeError)     rollouts could not be collected; exit 1
+    └── TrainingError(RuntimeError)       a trainer failed; exit 1
+
+Each message is one or two sentences: where (file and row, or field), what was expected, what was found, what
+to do next. All are picklable, because workers raise them in other processes.
+"""
+
+from __future__ import annotations
+
+
+class GristmillError(Exception):
+    """Base of all deliberate errors. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(GristmillError, ValueError):
+    """The command or its input was wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe or an override does not validate."""
+
+
+class InputError(UsageError):
+    """An input file is absent, empty, binary or holds no rollouts."""
+
+
+class GateError(GristmillError, RuntimeError):
+    """A gate stopped the run on evidence: change the recipe or the data and run again."""
+
+    exit_code = 3
+
+
+class StoreError(GristmillError, RuntimeError):
+    """The workspace cannot be used as it is."""
+
+
+class ArtifactMissing(StoreError, LookupError):
+    """A reference points to an artifact that is not in the store."""
+
+
+class ArtifactDamaged(StoreError):
+    """An artifact's files do not match its manifest."""
+
+
+class WorkspaceBusy(StoreError):
+    """Another live process holds the workspace lock."""
+
+
+class CollectionError(GristmillError, RuntimeError):
+    """Too few rollouts could be collected to go on."""
+
+
+class TrainingError(GristmillError, RuntimeError):
+    """A trainer ended without a checkpoint."""

@@ -1,0 +1,83 @@
+"""Why a row was dropped: one enum for every stage, so that rows in = rows kept + Σ rows dropped by reason.
+
+A row has at most one reason: the first that applies, in the order of this file. The value is what stands in
+tables, manifests, reports and `--json`; never rename one without a schema version.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class DropReason(StrEnum):
+    """Members in the order in which a row is examined."""
+
+    # Reading the line.
+    NOT_JSON = "not_json"
+    """The line is not JSON."""
+    TORN_LINE = "torn_line"
+    """The last line of the file is cut off in the middle: its writer was killed."""
+    NOT_AN_OBJECT = "not_an_object"
+    """The line is JSON but not an object."""
+    FAILURE = "failure"
+    """An infrastructure failure (failure class, agent or environment exception), whatever reward was stamped on it."""
+    NO_RESPONSE = "no_response"
+    """There is no `response` object: an input row, or a row of judge fields only."""
+    NO_REWARD = "no_reward"
+    """There is no `reward`."""
+    REWARD_NULL = "reward_null"
+    """`reward` is null."""
+    REWARD_NOT_FINITE = "reward_not_finite"
+    """`reward` is NaN or infinite."""
+    REWARD_NOT_A_NUMBER = "reward_not_a_number"
+    """`reward` is a string, a boolean or a container."""
+    MASKED = "masked"
+    """`mask_sample` is true, here or in `instance_config`: the collector excluded it from the loss."""
+    RESPONSE_ERROR = "response_error"
+    """`response.error` is set."""
+    EMPTY_OUTPUT = "empty_output"
+    """`response.output` is absent or empty: there is nothing to train on, whatever the reward."""
+    MALFORMED_OUTPUT = "malformed_output"
+    """`response.output` is not a list of items (nor of transitions)."""
+    DUPLICATE_ROLLOUT = "duplicate_rollout"
+    """Another row of the same run, agent and task has the same rollout index; the first one counts."""
+
+    # Converting to chat messages.
+    NO_PROMPT = "no_prompt"
+    """No user or system message precedes the first answer, so there is no task to learn from."""
+    MALFORMED_ITEM = "malformed_item"
+    """An item lacks a field that its type must have, or a field has the wrong type."""
+    UNSUPPORTED_ITEM = "unsupported_item"
+    """A hosted tool's item (web search, code interpreter, …) has no chat form."""
+    UNSUPPORTED_CONTENT = "unsupported_content"
+    """A content part (audio, file, …) has no chat form in the target."""
+    MALFORMED_ARGUMENTS = "malformed_arguments"
+    """A tool call's arguments are not a JSON object."""
+    ORPHAN_TOOL_OUTPUT = "orphan_tool_output"
+    """A tool result answers no call before it."""
+    MISSING_TOOL_OUTPUT = "missing_tool_output"
+    """A tool call has no result before the conversation goes on."""
+    DUPLICATE_TOOL_OUTPUT = "duplicate_tool_output"
+    """One call has two results, or two calls have one id."""
+    REFUSED = "refused"
+    """The answer is a refusal part and the recipe drops refusals."""
+    NO_ASSISTANT_MESSAGE = "no_assistant_message"
+    """Nothing in the conversation was said by the policy."""
+    NOT_ENDING_WITH_ASSISTANT = "not_ending_with_assistant"
+    """The last message is not the policy's."""
+
+    # Choosing.
+    TRUNCATED = "truncated"
+    """The answer hit the length limit (`incomplete_details`)."""
+    UNGROUPABLE = "ungroupable"
+    """No safe task identity, and the method needs groups."""
+    BELOW_REWARD = "below_reward"
+    """Reward under the recipe's threshold."""
+    FILTERED = "filtered"
+    """The recipe's `where` condition is not true."""
+    DUPLICATE_ANSWER = "duplicate_answer"
+    """An equal answer to the same task was chosen before."""
+    OVER_TASK_CAP = "over_task_cap"
+    """The task already has as many answers as the recipe allows."""
+    OVER_LENGTH = "over_length"
+    """Longer than the recipe's limit."""
