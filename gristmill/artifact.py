@@ -1,0 +1,82 @@
+"""Artifacts: immutable, content-addressed folders, and the references that stages pass to one another.
+
+An artifact's digest is the sha256 of its kind and of its payload files (relative name, sha256), so equal content
+has one digest however and wherever it was made. Its manifest stands beside the payload, is not part of the
+digest, and says where the content came from. No manifest holds an absolute path or a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gristmill.identity import digest
+
+Kind = Literal[
+    "tasks", "rollouts", "table", "selection", "dataset", "export", "checkpoint", "evaluation", "decision", "report"
+]
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class ArtifactRef(BaseModel):
+    """A pointer to an artifact: what Prefect tasks take and return instead of data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def location(self) -> str:
+        """Folder relative to the workspace."""
+        return f"artifacts/{self.kind}/{self.digest}"
+
+    @property
+    def short(self) -> str:
+        """For people: kind and the first twelve characters."""
+        return f"{self.kind}:{self.digest[:12]}"
+
+    def __str__(self) -> str:
+        return self.short
+
+
+class FileEntry(BaseModel):
+    """One payload file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds. Written last: an artifact exists exactly if its manifest does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    digest: str
+    stage: str = Field(description="The step that made it.")
+    step_version: str = Field(description="Version of that step's logic; a new one misses the cache.")
+    parents: tuple[ArtifactRef, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict, description="The resolved recipe section.")
+    counts: dict[str, Any] = Field(default_factory=dict, description="Rows in, kept and dropped by reason, and so on.")
+    files: tuple[FileEntry, ...] = ()
+    created: str = Field(description="UTC, ISO 8601.")
+    seconds: float = Field(description="Wall-clock seconds it took to make.")
+    gristmill: str
+    environment: dict[str, str] = Field(default_factory=dict, description="Python, platform and library versions.")
+
+    @property
+    def ref(self) -> ArtifactRef:
+        return ArtifactRef(kind=self.kind, digest=self.digest)
+
+
+def content_digest(kind: Kind, files: tuple[FileEntry, ...]) -> str:
+    """The artifact digest of a payload: order of files does not matter."""
+    return digest({"kind": kind, "files": sorted([f.name, f.sha256] for f in files)})

@@ -1,0 +1,146 @@
+"""Collect rollouts in this process: batched generation, verified, journaled.
+
+Reads task rows, a policy folder and sampling settings; writes `rollouts.jsonl` and
+`rollouts_materialized_inputs.jsonl` as NeMo Gym does, sorted by task and repeat.
+
+The unit of work is a batch. Which tasks share a batch and each batch's seed follow from the inputs alone, and a
+finished batch is one fsynced line of the journal, so a killed collection resumes with the batches that are
+missing and ends with the same bytes. The journal's folder must belong to these inputs (its caller keys it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gristmill.environment import Environment
+from gristmill.identity import digest
+from gristmill.recipe import SamplingRecipe
+from gristmill.workspace import append_line, read_lines
+
+ROLLOUTS = "rollouts.jsonl"
+INPUTS = "rollouts_materialized_inputs.jsonl"
+_JOURNAL = "batches.jsonl"
+
+
+def collect(
+    tasks: Sequence[dict[str, Any]],
+    environment: Environment,
+    policy_folder: Path,
+    *,
+    policy_name: str,
+    device: str,
+    sampling: SamplingRecipe,
+    seed: int,
+    journal: Path,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Sample every task `sampling.samples` times and verify each answer.
+
+    Args:
+        tasks: Gym dataset rows; a row's position is its `_ng_task_index`.
+        journal: folder of this collection's unfinished work.
+        out: folder that gets the two files.
+        progress: called with (rollouts done, rollouts in all) after each batch.
+
+    Returns:
+        Counts: tasks, samples, rollouts, tokens (generated), resumed (rollouts taken from the journal).
+    """
+    done = {line["batch"]: line["rows"] for line in read_lines(journal / _JOURNAL)}
+    resumed = sum(len(rows) for rows in done.values())
+    total = len(tasks) * sampling.samples
+    finished = resumed
+    if progress:
+        progress(finished, total)
+    if finished < total:
+        # torch is imported only when there is something to generate
+        from gristmill import generate
+        from gristmill.policy import load
+
+        policy = load(policy_folder, device=device)
+        prompts = [task["responses_create_params"]["input"] for task in tasks]
+        lengths = [len(ids) for ids in policy.tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]]
+        for number, members in enumerate(generate.batches(lengths, sampling.batch_size)):
+            if number in done:
+                continue
+            answers = generate.generate(
+                policy,
+                [prompts[i] for i in members],
+                samples=sampling.samples,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_new_tokens=sampling.max_new_tokens,
+                seed=int(digest({"seed": seed, "batch": number})[:15], 16),
+            )
+            rows = []
+            for index, completions in zip(members, answers, strict=True):
+                for repeat, completion in enumerate(completions):
+                    response = environment.response(
+                        completion.text,
+                        model=policy_name,
+                        prompt_tokens=completion.prompt_tokens,
+                        completion_tokens=completion.completion_tokens,
+                        truncated=completion.truncated,
+                    )
+                    rows.append(_row(tasks[index], index, repeat, response, environment, sampling))
+            append_line(journal / _JOURNAL, {"batch": number, "rows": rows})
+            done[number] = rows
+            finished += len(rows)
+            if progress:
+                progress(finished, total)
+    rows = sorted((r for batch in done.values() for r in batch), key=_position)
+    _write_lines(out / ROLLOUTS, rows)
+    _write_lines(
+        out / INPUTS,
+        (
+            {**task, "_ng_task_index": index, "_ng_rollout_index": repeat}
+            for index, task in enumerate(tasks)
+            for repeat in range(sampling.samples)
+        ),
+    )
+    return {
+        "tasks": len(tasks),
+        "samples": sampling.samples,
+        "rollouts": len(rows),
+        "tokens": sum(row["response"]["usage"]["output_tokens"] for row in rows),
+        "resumed": resumed,
+    }
+
+
+def _row(
+    task: dict[str, Any],
+    index: int,
+    repeat: int,
+    response: dict[str, Any],
+    environment: Environment,
+    sampling: SamplingRecipe,
+) -> dict[str, Any]:
+    """A rollout row as Gym's collector stamps it: the request echoed, the verifier's answer, the indices."""
+    request = {
+        **task["responses_create_params"],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_output_tokens": sampling.max_new_tokens,
+    }
+    return {
+        "responses_create_params": request,
+        "response": response,
+        **environment.verify(task, response),
+        "_ng_task_index": index,
+        "_ng_rollout_index": repeat,
+        "agent_ref": task["agent_ref"],
+    }
+
+
+def _position(row: dict[str, Any]) -> tuple[int, int]:
+    return row["_ng_task_index"], row["_ng_rollout_index"]
+
+
+def _write_lines(path: Path, rows: Any) -> None:
+    with path.open("wb") as file:
+        for row in rows:
+            file.write(orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE))

@@ -1,0 +1,96 @@
+"""The gate: a challenger replaces the champion on paired evidence only, and the registry remembers who did.
+
+`decide` is pure. The registry is an append-only file of the workspace; a decision enters it once, however often
+a run repeats.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from gristmill.artifact import ArtifactRef
+from gristmill.recipe import PromoteRecipe
+from gristmill.statistics import Estimate
+from gristmill.workspace import Workspace, append_line, read_lines
+
+
+class Verdict(StrEnum):
+    """What the gate says."""
+
+    PROMOTED = "promoted"
+    """The interval of the lift lies above the minimum effect."""
+    REJECTED = "rejected"
+    """The interval lies at or below the minimum effect: the challenger is no better."""
+    INCONCLUSIVE = "inconclusive"
+    """The interval includes the minimum effect: the champion stays, more tasks or samples could settle it."""
+
+
+class Decision(BaseModel):
+    """A verdict and the evidence it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdict: Verdict
+    lift: Estimate
+    min_effect: float
+    confidence: float
+    reason: str
+
+    @property
+    def promoted(self) -> bool:
+        return self.verdict is Verdict.PROMOTED
+
+
+def decide(lift: Estimate, recipe: PromoteRecipe) -> Decision:
+    """Compare the interval of the paired lift with the minimum effect."""
+    floor = recipe.min_effect
+    percent = f"{recipe.confidence:.0%}" if (recipe.confidence * 100) % 1 == 0 else f"{recipe.confidence:.1%}"
+    if lift.low is None or lift.high is None:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"{lift.tasks} task allows no interval; evaluate on more held-out tasks"
+    else:
+        interval = f"{percent} interval {lift.low:+.3f} to {lift.high:+.3f} over {lift.tasks} tasks"
+        if lift.low > floor:
+            verdict = Verdict.PROMOTED
+            reason = f"lift {lift.mean:+.3f}, {interval}: its lower end exceeds {floor:+.3f}"
+        elif lift.high <= floor:
+            verdict = Verdict.REJECTED
+            reason = f"lift {lift.mean:+.3f}, {interval}: not above {floor:+.3f}"
+        else:
+            verdict = Verdict.INCONCLUSIVE
+            reason = f"lift {lift.mean:+.3f}, {interval}: it includes {floor:+.3f}; more held-out tasks or samples could settle it"
+    return Decision(
+        verdict=verdict, lift=lift, min_effect=floor, confidence=recipe.confidence, reason=reason
+    )
+
+
+class Champion(BaseModel):
+    """One line of the registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    recipe_digest: str
+    turn: int
+    checkpoint: ArtifactRef
+    replaced: ArtifactRef
+    decision: ArtifactRef
+    lift: Estimate
+    time: str
+
+
+def register(workspace: Workspace, champion: Champion) -> bool:
+    """Append to `champions.jsonl`, unless the same checkpoint already replaced the same one on the same evidence."""
+    for known in champions(workspace):
+        same = (known.checkpoint, known.replaced, known.decision)
+        if same == (champion.checkpoint, champion.replaced, champion.decision):
+            return False
+    append_line(workspace.root / "champions.jsonl", champion.model_dump(mode="json"))
+    return True
+
+
+def champions(workspace: Workspace) -> list[Champion]:
+    """Every promotion, oldest first."""
+    return [Champion.model_validate(line) for line in read_lines(workspace.root / "champions.jsonl")]

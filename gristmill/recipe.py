@@ -1,0 +1,273 @@
+"""The recipe: the whole configuration of a run, as one YAML file and one Pydantic model.
+
+Every field is documented once, here; the text serves the command line, the JSON schema and Prefect's form. A
+key that is not here is an error. Overrides are dotted: `train.epochs=1`. Secrets never stand in a recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from gristmill.errors import RecipeError
+from gristmill.identity import digest
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PolicyRecipe(Section):
+    """The model that acts and is trained."""
+
+    model: str = Field(
+        "smollm2-135m",
+        description="smollm2-135m (embedded), tiny-random (for tests), or a Hugging Face model folder.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where local generation runs.")
+
+
+class EnvironmentRecipe(Section):
+    """Where tasks come from and who verifies the answers."""
+
+    name: Literal["arithmetic"] = Field("arithmetic", description="The embedded procedural environment.")
+    tasks: int = Field(96, ge=1, description="Training tasks a turn; every turn gets fresh ones.")
+    heldout: int = Field(64, ge=2, description="Held-out tasks, the same in every turn, disjoint from training by content.")
+
+
+class SamplingRecipe(Section):
+    """How the policy is sampled."""
+
+    samples: int = Field(8, ge=1, description="Rollouts per task.")
+    temperature: float = Field(1.0, ge=0, le=5, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer at most; longer ones are cut and marked.")
+    batch_size: int = Field(32, ge=1, description="Prompts generated together; part of what makes sampling repeatable.")
+
+
+class CurateRecipe(Section):
+    """Which rollouts are worth training on."""
+
+    min_reward: float | None = Field(1.0, description="Keep rollouts with at least this reward; null keeps all.")
+    where: str | None = Field(None, description="A further SQL condition over the rollout table's columns.")
+    deduplicate: bool = Field(True, description="Keep one of equal answers to the same task.")
+    per_task: int | None = Field(4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first.")
+    data: Literal["accumulate", "replace"] = Field(
+        "accumulate", description="Train on the rollouts of all turns so far, or of this turn only."
+    )
+
+
+class FormatRecipe(Section):
+    """The training format."""
+
+    method: Literal["sft"] = Field("sft", description="Training method.")
+    target: Literal["trl"] = Field("trl", description="Framework that the rows are for.")
+
+
+class ChecksRecipe(Section):
+    """When data is too poor to spend training on it."""
+
+    min_examples: int = Field(16, ge=1, description="Fewer training rows stop the run.")
+    max_truncated: float = Field(0.5, ge=0, le=1, description="A larger share of cut answers in the rollouts stops the run.")
+
+
+class TrainRecipe(Section):
+    """Training."""
+
+    epochs: float = Field(2, gt=0, description="Passes over the dataset.")
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
+    batch_size: int = Field(16, ge=1, description="Rows a step.")
+    max_length: int = Field(1024, ge=8, description="Tokens of a row at most.")
+    lora_rank: int = Field(16, ge=0, description="LoRA rank; 0 trains all weights.")
+    lora_targets: tuple[str, ...] = Field(("q_proj", "v_proj"), description="Modules that get adapters.")
+    save_steps: int = Field(25, ge=1, description="Steps between checkpoints that a killed training resumes from.")
+
+
+class EvaluateRecipe(SamplingRecipe):
+    """Evaluation on the held-out tasks: the same tasks, sampling and seeds for every policy."""
+
+
+class PromoteRecipe(Section):
+    """When a challenger replaces the champion."""
+
+    min_effect: float = Field(
+        0.0, description="The lower bound of the paired difference in mean reward must exceed this."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Two-sided confidence of the interval.")
+
+
+class Recipe(Section):
+    """A run of the loop."""
+
+    name: str = Field("run", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Lowercase letters, digits and dashes.")
+    seed: int = Field(0, ge=0, strict=True, description="Seeds tasks, sampling and training.")
+    turns: int = Field(2, ge=1, le=100, description="Turns of the loop.")
+    policy: PolicyRecipe = PolicyRecipe()
+    environment: EnvironmentRecipe = EnvironmentRecipe()
+    collect: SamplingRecipe = SamplingRecipe()
+    curate: CurateRecipe = CurateRecipe()
+    format: FormatRecipe = FormatRecipe()
+    checks: ChecksRecipe = ChecksRecipe()
+    train: TrainRecipe = TrainRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    promote: PromoteRecipe = PromoteRecipe()
+
+    @property
+    def digest(self) -> str:
+        """Identity of the recipe as resolved."""
+        return digest(self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values with every default filled in, as in YAML."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        """The resolved recipe as YAML, in the order of the model."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply dotted `key=value` overrides.
+
+    Raises:
+        RecipeError: one sentence that names the file, the field, what is allowed and what was found.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror or error}; expected a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8 text; expected a YAML file") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"recipe {path}{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path}: expected keys such as `policy:` at the top, found a {_yaml_type(values)}")
+    return build(values, overrides, source=f"recipe {path}")
+
+
+def build(values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
+    """Validate plain values plus overrides.
+
+    Raises:
+        RecipeError: as `load`.
+    """
+    merged: dict[str, Any] = _copy(values)
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_sentence(error)}") from None
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted fields replaced (Prefect does not merge nested parameters).
+
+    Raises:
+        RecipeError: an override names no field or does not validate.
+    """
+    if not overrides:
+        return recipe
+    merged = recipe.resolved()
+    for key, value in overrides.items():
+        _set(merged, key, value)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(f"override: {_sentence(error)}") from None
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"override {override!r}: expected key=value, such as train.epochs=1")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-4 (no dot) as text
+        value = float(value)
+    _set(values, key.strip(), value)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    at = values
+    for name in sections:
+        inner = at.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override {key}: `{name}` is a value, not a section")
+        at = inner
+    at[field] = value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem, in one sentence, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    where = [str(part) for part in first["loc"]]
+    name = ".".join(where) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        section = _section(where[:-1])
+        allowed = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(where[-1], allowed, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        text = f"`{name}` is no field; {hint}allowed here: {', '.join(allowed)}"
+    else:
+        found = first["input"]
+        shown = repr(found) if not isinstance(found, dict | list) else f"a {_yaml_type(found)}"
+        message = first["msg"].removeprefix("Value error, ")
+        text = f"`{name}`: {message[0].lower()}{message[1:]}, found {shown}"
+        if field := _field(where):
+            text += f" ({field.description})" if field.description else ""
+    more = len(problems) - 1
+    return text + (f"; and {more} more problem{'s' if more > 1 else ''}" if more else "")
+
+
+def _section(path: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    return model
+
+
+def _field(path: Sequence[str]) -> FieldInfo | None:
+    section = _section(path[:-1]) if path else None
+    if section is None:
+        return None
+    return section.model_fields.get(path[-1])
+
+
+def _yaml_type(value: Any) -> str:
+    return {dict: "mapping", list: "list", str: "text"}.get(type(value), type(value).__name__)
+
+

@@ -1,0 +1,85 @@
+"""Estimates of a policy's reward, and paired differences, clustered by task.
+
+Rollouts of one task share its difficulty, so tasks, not rollouts, are the independent units. With the task
+means as observations, the mean and its standard error are those of a cluster sample; a difference between two
+policies on the same tasks is taken task by task, which removes the variance between tasks.
+
+Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640: §2.2 (clustered standard errors) and §4.2
+(paired differences). Intervals use Student's t with (tasks − 1) degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class Estimate(BaseModel):
+    """A mean with its interval. `low` and `high` are None where fewer than two tasks allow no interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    tasks: int
+    samples: int
+
+
+def mean_reward(rewards: Mapping[str, Sequence[float]], confidence: float = 0.95) -> Estimate:
+    """Mean over tasks of the mean reward over a task's samples.
+
+    Args:
+        rewards: task key → rewards of its samples (each at least one).
+        confidence: two-sided, in (0.5, 1).
+
+    Raises:
+        ValueError: no tasks, or a task without samples.
+    """
+    _require(rewards)
+    means = np.array([np.mean(rewards[key]) for key in sorted(rewards)])
+    return _interval(means, sum(len(v) for v in rewards.values()), confidence)
+
+
+def paired_difference(
+    challenger: Mapping[str, Sequence[float]], champion: Mapping[str, Sequence[float]], confidence: float = 0.95
+) -> Estimate:
+    """Mean over the common tasks of (challenger's task mean − champion's task mean).
+
+    Tasks that only one side has (its samples failed) cannot be paired and are left out; `tasks` says how many
+    were used.
+
+    Raises:
+        ValueError: no common task.
+    """
+    common = sorted(challenger.keys() & champion.keys())
+    if not common:
+        raise ValueError("the two policies have no task in common; evaluate both on the same held-out tasks")
+    differences = np.array([np.mean(challenger[k]) - np.mean(champion[k]) for k in common])
+    samples = sum(len(challenger[k]) + len(champion[k]) for k in common)
+    return _interval(differences, samples, confidence)
+
+
+def _interval(values: np.ndarray, samples: int, confidence: float) -> Estimate:
+    n = len(values)
+    mean = float(values.mean())
+    if n < 2:
+        return Estimate(mean=mean, low=None, high=None, standard_error=None, tasks=n, samples=samples)
+    from scipy.special import stdtrit  # the t quantile alone; scipy.stats takes seconds to import
+
+    error = float(values.std(ddof=1) / np.sqrt(n))
+    margin = float(stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    return Estimate(
+        mean=mean, low=mean - margin, high=mean + margin, standard_error=error, tasks=n, samples=samples
+    )
+
+
+def _require(rewards: Mapping[str, Sequence[float]]) -> None:
+    if not rewards:
+        raise ValueError("there are no tasks to average over")
+    for key, values in rewards.items():
+        if not len(values):
+            raise ValueError(f"task {key} has no samples")

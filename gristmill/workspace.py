@@ -1,0 +1,132 @@
+"""The workspace: one folder that holds the store, cached results, the journal and the registry of champions.
+
+    artifacts/      the store
+    results/        Prefect's result records (small JSON files that point into the store)
+    work/           unfinished collections and trainings, each under its own key; deleted when they finish
+    journal.jsonl   one line per production, fsynced: the truth about what finished
+    champions.jsonl who was promoted, when, on what evidence
+    lock            held by `fcntl` while a run writes; the kernel frees it when its process dies
+
+One workspace is current at a time (`entered`), so that tasks find it without carrying paths in their inputs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gristmill.errors import StoreError, WorkspaceBusy
+from gristmill.store import Store
+
+_current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+
+ENVIRONMENT_VARIABLE = "GRISTMILL_WORKSPACE"
+
+
+class Workspace:
+    """A workspace on a local or shared file system. Creating the object creates nothing on disk."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+        self.store = Store(self.root)
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def work(self, key: str) -> Path:
+        """A folder for unfinished work under `key`; made on demand, kept until `finish_work`."""
+        path = self.root / "work" / key
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @staticmethod
+    def current() -> Workspace:
+        """The entered workspace, or the one that GRISTMILL_WORKSPACE names (in a worker process).
+
+        Raises:
+            StoreError: neither is set.
+        """
+        entered = _current.get()
+        if entered is not None:
+            return entered
+        if named := os.environ.get(ENVIRONMENT_VARIABLE):
+            return Workspace(named)
+        raise StoreError(f"no workspace: enter one, or set {ENVIRONMENT_VARIABLE}")
+
+    @contextmanager
+    def entered(self) -> Iterator[Workspace]:
+        """Make this the current workspace."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace's lock; stale temporary folders are swept first.
+
+        Raises:
+            WorkspaceBusy: another live process holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"workspace {self.root} cannot be written: {error.strerror}; choose another with --workspace") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+                raise WorkspaceBusy(
+                    f"workspace {self.root} is in use by process {holder}; wait for it, or choose another with --workspace"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            self.store.sweep()
+            yield
+        finally:
+            os.close(handle)  # also frees the lock
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Append one production to the journal."""
+        append_line(self.root / "journal.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line durably: a torn tail from an earlier kill is cut off first, then write and fsync."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                repair_tail(path)
+                file.seek(0, os.SEEK_END)
+        file.write(orjson.dumps(value) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair_tail(path: Path) -> None:
+    """Cut a last line that has no newline: its writer was killed, and what it said is owed again."""
+    data = path.read_bytes()
+    with path.open("rb+") as file:
+        file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The complete JSON lines of a file that `append_line` wrote; [] when it is not there."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
