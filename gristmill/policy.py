@@ -1,0 +1,79 @@
+"""A policy that acts: a Hugging Face folder, loaded for generation on the best device there is.
+
+Weights are bf16 everywhere, on a CPU too: half the memory, and about twice the speed where the CPU knows bf16. Prompts are
+padded on the left, so that every row of a batch ends where its answer begins.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gristmill.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded model with its tokenizer. `name` is the folder's name; `device` is cpu, cuda or mps."""
+
+    model: Any
+    tokenizer: Any
+    device: str
+    name: str
+
+
+def load(folder: Path, device: str = "auto") -> Policy:
+    """Loads the model in `folder` in bf16, for inference only.
+
+    Sets torch's thread count to the cores that this process may use.
+
+    Raises:
+        UsageError: the folder holds no model, or the device is unknown or absent.
+    """
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no Hugging Face model: expected config.json, weights and a tokenizer in it.")
+    _quiet()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads())
+    chosen = _device(device)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+    model.requires_grad_(False)
+    return Policy(model.to(chosen).eval(), tokenizer, chosen, folder.name)
+
+
+def threads() -> int:
+    """Cores that this process may use: containers and `taskset` often give fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in present.items() if there)
+    if not present.get(wanted.partition(":")[0], False):
+        there = ", ".join(name for name, is_there in present.items() if is_there)
+        raise UsageError(f"Device {wanted!r} is not available here: use auto or one of {there}.")
+    return wanted
+
+
+def _quiet() -> None:
+    """Silences progress bars of model loading: the caller shows its own progress."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
