@@ -1,0 +1,507 @@
+"""The page of a run: what was run, what the evidence says, and everything needed to check it.
+
+Reads: one `RunReport`, plain frozen data that is JSON-able, filled from evaluations, decisions, funnels and
+the journal. Writes: `render(report)`, one HTML page as text.
+
+Guarantees: the page is self-contained (no script, and no reference that leaves the file; a content security
+policy holds it to that); whatever a model or a task wrote is escaped and cannot become markup; equal reports
+give equal pages, because the page holds no clock and no random id. A part without data says so in a line. NaN
+and infinity are refused when the report is built, and so is a funnel that does not add up.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gristmill import charts
+from gristmill.charts import decimals_for, number
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+FOLD_AFTER = 1200
+"""Characters of a question or an answer that are shown before the rest is folded away."""
+
+
+def _without_surrogates(value: object) -> object:
+    """JSON may hold half a surrogate pair, UTF-8 may not: U+FFFD stands for it."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_without_surrogates)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Estimate(_Frozen):
+    """A mean over held-out tasks with its 95 % interval, or a paired difference of two such means."""
+
+    mean: float
+    low: float | None = Field(default=None, description="None where fewer than two tasks give no interval.")
+    high: float | None = None
+    n_tasks: int = Field(ge=1)
+    n_samples: int = Field(ge=1, description="Samples for each task.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Estimate:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has both ends or none")
+        if self.low is not None and self.high is not None and not self.low <= self.mean <= self.high:
+            raise ValueError(f"expected low ≤ mean ≤ high, found {self.low}, {self.mean}, {self.high}")
+        return self
+
+
+class Outcome(StrEnum):
+    """What the gate decided about a challenger."""
+
+    PROMOTED = "promoted"
+    """It became the champion."""
+    HELD = "held"
+    """It did not: the evidence is against it, or a rule beside the interval stopped it (see the note)."""
+    INCONCLUSIVE = "inconclusive"
+    """It did not: the interval of the lift holds the threshold."""
+
+
+class Decision(_Frozen):
+    """The gate's decision on one challenger, with the evidence it was made on."""
+
+    outcome: Outcome
+    champion: str = Field(description="The policy that was champion before the decision.")
+    champion_score: Estimate
+    lift: Estimate = Field(description="Challenger minus champion, paired by task.")
+    threshold: float = Field(default=0.0, description="The lift's lower bound must be above this.")
+    note: str = Field(default="", description="What else the gate has to say; one sentence.")
+
+
+class Funnel(_Frozen):
+    """Rows read = rows kept + Σ rows dropped by reason; anything else is refused."""
+
+    rows_read: int = Field(ge=0)
+    rows_kept: int = Field(ge=0)
+    dropped: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    examples: int | None = Field(default=None, ge=0, description="Training examples made of the kept rows.")
+
+    @model_validator(mode="after")
+    def _conserves(self) -> Funnel:
+        if self.rows_read != self.rows_kept + self.rows_dropped:
+            raise ValueError(
+                f"expected rows_read = rows_kept + rows dropped, found {self.rows_read} ≠ "
+                f"{self.rows_kept} + {self.rows_dropped}"
+            )
+        return self
+
+    @property
+    def rows_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    @property
+    def reasons(self) -> list[tuple[str, int]]:
+        """Reasons that dropped a row, the largest first."""
+        return sorted(((r, n) for r, n in self.dropped.items() if n), key=lambda item: (-item[1], item[0]))
+
+
+class Histogram(_Frozen):
+    """Counts of rewards between edges; the last bin holds its upper edge (`charts.bin_values` makes it)."""
+
+    edges: tuple[float, ...] = Field(min_length=2)
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+    mean: float | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Histogram:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(
+                f"expected one edge more than counts, found {len(self.edges)}, {len(self.counts)}"
+            )
+        if any(a >= b for a, b in pairwise(self.edges)):
+            raise ValueError("expected rising edges")
+        return self
+
+
+class TurnReport(_Frozen):
+    """One turn of the mill; what it did not do is None or empty."""
+
+    turn: int = Field(ge=1)
+    challenger: str = Field(description="Name of the policy that the turn trained.")
+    score: Estimate | None = Field(default=None, description="The challenger on the held-out tasks.")
+    decision: Decision | None = None
+    funnel: Funnel | None = None
+    rewards: Histogram | None = Field(default=None, description="Rewards of the turn's training rollouts.")
+    loss: tuple[float, ...] = Field(default=(), description="Training loss, in order of steps.")
+    loss_every: int = Field(default=1, ge=1, description="Steps between two values of `loss`.")
+
+    @property
+    def promoted(self) -> bool:
+        return self.decision is not None and self.decision.outcome is Outcome.PROMOTED
+
+
+class CategoryRow(_Frozen):
+    """Held-out mean reward of one kind of task: base, and the last champion."""
+
+    category: Text
+    n_tasks: int = Field(ge=1)
+    before: float
+    after: float
+    lift: Estimate | None = None
+
+
+class Answer(_Frozen):
+    """One sampled answer as its policy wrote it; `reward` is None where the sample has none."""
+
+    text: Text
+    reward: float | None = None
+
+
+class Transcript(_Frozen):
+    """The same held-out task answered by base and by the last champion."""
+
+    task: Text = Field(description="Task key, or another short name.")
+    question: Text
+    before: Answer
+    after: Answer
+    category: Text = ""
+
+
+class StageRow(_Frozen):
+    """One stage of the run, as the journal has it."""
+
+    stage: str
+    turn: int | None = Field(default=None, description="None for what belongs to no turn.")
+    cached: bool
+    seconds: float = Field(ge=0)
+    kind: str | None = None
+    digest: str | None = None
+
+
+class ArtifactRow(_Frozen):
+    """A dataset, checkpoint or evaluation that came out of the run."""
+
+    label: str
+    kind: str
+    digest: str
+
+
+class RunReport(_Frozen):
+    """All that the page shows. `lift` is champion minus base at the end; None when nothing was promoted."""
+
+    title: str
+    run_id: str = ""
+    base: str = Field(description="Name of the policy that the run began from.")
+    environment: str
+    turns: tuple[TurnReport, ...] = ()
+    base_score: Estimate | None = None
+    lift: Estimate | None = None
+    categories: tuple[CategoryRow, ...] = ()
+    transcripts: tuple[Transcript, ...] = ()
+    stages: tuple[StageRow, ...] = ()
+    artifacts: tuple[ArtifactRow, ...] = ()
+    recipe: Text = Field(default="", description="The resolved recipe as YAML.")
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = Field(default=None, ge=0, description="Wall time of the run.")
+
+    @property
+    def promoted(self) -> tuple[TurnReport, ...]:
+        return tuple(turn for turn in self.turns if turn.promoted)
+
+    @property
+    def champion(self) -> str:
+        """Name of the champion at the end."""
+        if self.promoted:
+            return self.promoted[-1].challenger
+        return next((turn.decision.champion for turn in self.turns if turn.decision), self.base)
+
+    @property
+    def champion_score(self) -> Estimate | None:
+        if self.promoted:
+            return self.promoted[-1].score
+        return next((turn.decision.champion_score for turn in self.turns if turn.decision), self.base_score)
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+class Headline(NamedTuple):
+    """The run in two sentences: what happened, and on what evidence."""
+
+    claim: str
+    evidence: str
+
+
+def headline(report: RunReport) -> Headline:
+    """What the evidence says, and no more: a rise is called one only where its interval is above zero."""
+    base, champion, lift = report.base_score, report.champion_score, report.lift
+    if not report.turns:
+        return Headline("No turn was run", "There is nothing to compare yet.")
+    if base is None or champion is None:
+        return Headline(
+            "Nothing is proved: no held-out evaluation of both base and champion",
+            "Without scores on held-out tasks there is no evidence for or against the training.",
+        )
+    if not report.promoted:
+        tried = [turn for turn in report.turns if turn.score is not None and turn.decision is not None]
+        claim = f"No challenger was promoted: {report.champion} stays champion"
+        evidence = f"Held-out mean reward {estimate_words(champion)}."
+        if tried:
+            best = max(tried, key=lambda turn: turn.decision.lift.mean if turn.decision else 0.0)
+            assert best.decision is not None
+            evidence += (
+                f" The best challenger, {best.challenger}, had a lift of {lift_words(best.decision.lift)}."
+            )
+        return Headline(claim, evidence)
+    d = decimals_for(base.mean, champion.mean)
+    from_to = f"from {number(base.mean, d)} to {number(champion.mean, d)}"
+    if lift is None or lift.low is None or lift.high is None:
+        return Headline(
+            f"Held-out mean reward went {from_to}", "No interval was computed, so this may be chance."
+        )
+    words = f"{lift_words(lift)}, {size_words(lift)}."
+    if lift.low > 0:
+        return Headline(f"Held-out mean reward rose {from_to}", words)
+    if lift.high < 0:
+        return Headline(f"Held-out mean reward fell {from_to}", words)
+    return Headline(
+        f"Held-out mean reward went {from_to}, which may be chance", f"The interval holds zero: {words}"
+    )
+
+
+def decision_words(turn: TurnReport) -> str:
+    """The gate's decision on a turn's challenger, with every number that it rests on."""
+    decision = turn.decision
+    if decision is None:
+        return f"The gate made no decision on {turn.challenger}."
+    lift, threshold = decision.lift, decision.threshold
+    score = f"scored {estimate_words(turn.score)}" if turn.score else "was not scored by itself"
+    facts = (
+        f"{turn.challenger} {score}; the champion, {decision.champion}, scored "
+        f"{estimate_words(decision.champion_score)}. The lift is {lift_words(lift)}, on {size_words(lift)}. "
+    )
+    if lift.low is None or lift.high is None:
+        reason = "Fewer than two tasks give no interval"
+    else:
+        d = decimals_for(lift.low, lift.high, threshold)
+        limit = f"the threshold {number(threshold, d, sign=True)}"
+        if lift.low > threshold:
+            reason = f"The interval's lower bound, {number(lift.low, d, sign=True)}, is above {limit}"
+        elif lift.high <= threshold:
+            reason = f"The whole interval, up to {number(lift.high, d, sign=True)}, is not above {limit}"
+        else:
+            reason = (
+                f"The interval holds {limit} (its lower bound is {number(lift.low, d, sign=True)}), so this "
+                f"evidence does not decide"
+            )
+    verdict = {
+        Outcome.PROMOTED: "it was promoted",
+        Outcome.HELD: "it was held back and the champion stays",
+        Outcome.INCONCLUSIVE: "it was not promoted and the champion stays",
+    }[decision.outcome]
+    return f"{facts}{reason}; {verdict}." + (f" {decision.note}" if decision.note else "")
+
+
+def estimate_words(estimate: Estimate) -> str:
+    """'0.31 [0.24, 0.38]'."""
+    return f"{number(estimate.mean, _decimals(estimate))}{_bracket(estimate, sign=False)}"
+
+
+def lift_words(lift: Estimate) -> str:
+    """'+0.43, 95 % interval [+0.35, +0.51]'."""
+    bracket = _bracket(lift, sign=True)
+    return number(lift.mean, _decimals(lift), sign=True) + (
+        f", 95 % interval{bracket}" if bracket else ", no interval"
+    )
+
+
+def size_words(estimate: Estimate) -> str:
+    """How many tasks, times how many samples of each."""
+    return f"{count(estimate.n_tasks, 'task')} {TIMES} {count(estimate.n_samples, 'sample')}"
+
+
+def count(n: int, noun: str) -> str:
+    """'1 task', '1,200 tasks'."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """'0.4 s', '41 s', '5 min 12 s', '2 h 3 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# Control characters as their pictures (U+2400 …): HTML cannot hold most, and a reader should see them.
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """`text` with control characters made visible; line ends become '\\n'."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+class Folded(NamedTuple):
+    """A text cut in two: `head` is shown, `rest` is folded away ('' when nothing is)."""
+
+    head: str
+    rest: str
+
+
+def fold(text: str, limit: int = FOLD_AFTER) -> Folded:
+    """Cut a long text at white space near `limit`; head + rest is the whole text."""
+    shown = visible(text)
+    if len(shown) <= limit * 1.25:
+        return Folded(shown, "")
+    cut = max(shown.rfind(" ", limit // 2, limit), shown.rfind("\n", limit // 2, limit)) + 1 or limit
+    return Folded(shown[:cut], shown[cut:])
+
+
+def _decimals(estimate: Estimate) -> int:
+    return decimals_for(
+        *(value for value in (estimate.mean, estimate.low, estimate.high) if value is not None)
+    )
+
+
+def _bracket(estimate: Estimate, *, sign: bool) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    d = _decimals(estimate)
+    return f" [{number(estimate.low, d, sign=sign)}, {number(estimate.high, d, sign=sign)}]"
+
+
+# ------------------------------------------------------------------------------------------------------- page
+
+
+def render(report: RunReport) -> str:
+    """The page as HTML text; equal reports give equal text."""
+    return _template().render(
+        report=report,
+        headline=headline(report),
+        curve=_curve(report),
+        histograms=_histograms(report),
+        losses=_losses(report),
+        category_bars=_category_bars(report),
+    )
+
+
+def _curve(report: RunReport) -> Markup:
+    """Base and every scored challenger, with the champion's mean after each decision."""
+    points, champion = [], []
+    if report.base_score is not None:
+        points.append(_chart_point("base", report.base_score, "base"))
+        champion.append(report.base_score.mean)
+    for turn in report.turns:
+        if turn.score is None:
+            continue
+        points.append(
+            _chart_point(f"turn {turn.turn}", turn.score, "promoted" if turn.promoted else "rejected")
+        )
+        if turn.promoted:
+            champion.append(turn.score.mean)
+        elif turn.decision is not None:
+            champion.append(turn.decision.champion_score.mean)
+        else:
+            champion.append(champion[-1] if champion else turn.score.mean)
+    if len(points) > 7:
+        # Thirteen labels of 'turn 12' do not fit a phone; the axis says 'turn' once.
+        points = [point._replace(label=point.label.removeprefix("turn ")) for point in points]
+    return charts.curve(points, champion, title="Held-out mean reward of base and of each turn's challenger")
+
+
+def _chart_point(label: str, score: Estimate, mark: charts.Mark) -> charts.Point:
+    return charts.Point(label, score.mean, score.low, score.high, mark)
+
+
+def _histograms(report: RunReport) -> dict[int, Markup]:
+    """One histogram a turn, all on the same axes."""
+    shown = {turn.turn: turn.rewards for turn in report.turns if turn.rewards is not None}
+    if not shown:
+        return {}
+    low, high = min(h.edges[0] for h in shown.values()), max(h.edges[-1] for h in shown.values())
+    top = max(max(h.counts) for h in shown.values())
+    return {
+        turn: charts.histogram(
+            charts.Bins(h.edges, h.counts),
+            title=f"Rewards of the training rollouts of turn {turn}",
+            low=low,
+            high=high,
+            top=top,
+        )
+        for turn, h in shown.items()
+    }
+
+
+def _losses(report: RunReport) -> dict[int, Markup]:
+    """One loss curve a turn, all on one value axis that starts at zero."""
+    shown = {turn.turn: turn for turn in report.turns if turn.loss}
+    if not shown:
+        return {}
+    low, high = min(min(t.loss) for t in shown.values()), max(max(t.loss) for t in shown.values())
+    return {
+        n: charts.line(
+            t.loss, title=f"Training loss of turn {n}", every=t.loss_every, low=min(low, 0.0), high=high
+        )
+        for n, t in shown.items()
+    }
+
+
+def _category_bars(report: RunReport) -> list[Markup]:
+    """Before and after as two thin bars, on one scale for all categories."""
+    values = [value for row in report.categories for value in (row.before, row.after)]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    if low == 0.0 and high <= 1.0:
+        high = 1.0
+    return [
+        charts.bars(
+            [
+                (row.before, "before", f"base: {number(row.before)}"),
+                (row.after, "", f"champion: {number(row.after)}"),
+            ],
+            title=f"{row.category}: base {number(row.before)}, champion {number(row.after)}",
+            low=low,
+            high=high,
+        )
+        for row in report.categories
+    ]
+
+
+def _share_bar(part: int, whole: int, name: str, label: str) -> Markup:
+    said = f"{label}: {part:,} of {whole:,} rows"
+    return charts.bars([(float(part), name, said)], title=said, high=float(max(whole, 1)))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        # The file's name ends in .j2, which Jinja would not take for HTML; every value is escaped.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        CHART_STYLE=charts.STYLE,
+        count=count,
+        decision_words=decision_words,
+        duration=duration,
+        estimate_words=estimate_words,
+        fold=fold,
+        lift_words=lift_words,
+        number=number,
+        share_bar=_share_bar,
+        size_words=size_words,
+        visible=visible,
+    )
+    return environment.get_template("report.html.j2")
