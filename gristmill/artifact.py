@@ -80,3 +80,26 @@ class Manifest(BaseModel):
 def content_digest(kind: Kind, files: tuple[FileEntry, ...]) -> str:
     """The artifact digest of a payload: order of files does not matter."""
     return digest({"kind": kind, "files": sorted([f.name, f.sha256] for f in files)})
+
+
+def summary(manifest: Manifest) -> str:
+    """One artifact in a few words, for a line of the terminal."""
+    counts = manifest.counts
+    match manifest.kind:
+        case "tasks":
+            return f"{counts['tasks']} tasks"
+        case "rollouts":
+            return f"{counts['rollouts']} rollouts, {counts['tokens']} tokens"
+        case "table":
+            return f"{counts['rows_kept']} of {counts['rows_read']} rows usable"
+        case "selection":
+            return f"{counts['rows_kept']} of {counts['rows_read']} chosen"
+        case "dataset":
+            return f"{counts['examples']} examples"
+        case "checkpoint" if "steps" in counts:
+            return f"{counts['steps']} steps, loss {counts['loss'][0]:.2f} → {counts['loss'][-1]:.2f}"
+        case "evaluation":
+            return f"mean reward {counts['mean_reward']:.3f}"
+        case "decision":
+            return f"{counts['verdict']}, lift {counts['lift']:+.3f}"
+    return ""

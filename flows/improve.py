@@ -1,0 +1,120 @@
+"""Flow: the loop. Measures the base policy, takes turns, and writes the report.
+
+The state of turn t follows from the recipe and the turns before it, so running the same recipe again finds every
+stage in the cache, and raising `turns` goes on where the last run ended.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.iterate import Standing, Turn, evaluate, iterate
+from gristmill import model
+from gristmill.artifact import ArtifactRef
+from gristmill.promotion import Champion, register
+from gristmill.recipe import Recipe, with_overrides
+from gristmill.workspace import Workspace
+from tasks.caching import RefSerializer, run
+from tasks.collect import base_policy, make_tasks
+from tasks.promote import read_decision
+from tasks.report import write_report
+
+
+class Outcome(BaseModel):
+    """What a run ended with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_evaluation: ArtifactRef
+    champion: ArtifactRef
+    champion_evaluation: ArtifactRef
+    turns: tuple[Turn, ...]
+    report: ArtifactRef
+
+
+@flow(name="improve", flow_run_name="{recipe.name}")
+def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = None) -> Outcome:
+    """Run the loop.
+
+    Args:
+        recipe: the whole configuration.
+        workspace: folder that holds everything the run makes; one run at a time.
+        overrides: dotted fields that replace the recipe's, for schedules (Prefect does not merge parameters).
+    """
+    recipe = with_overrides(recipe, overrides or {})
+    place = Workspace(workspace)
+    with place.locked(), place.entered():
+        base = run(
+            base_policy,
+            0,
+            "base policy",
+            model_name=recipe.policy.model,
+            identity=model.identity(recipe.policy.model),
+        )
+        heldout = run(
+            make_tasks,
+            0,
+            "held-out tasks",
+            environment_name=recipe.environment.name,
+            count=recipe.environment.heldout,
+            seed=recipe.seed,
+            split="heldout",
+            turn=0,
+        )
+        base_evaluation = evaluate(recipe, base, heldout, 0)
+        standing = Standing(
+            base=base,
+            base_evaluation=base_evaluation,
+            champion=base,
+            champion_evaluation=base_evaluation,
+            heldout=heldout,
+        )
+        one_turn = iterate.with_options(
+            persist_result=True, result_storage=place.results, result_serializer=RefSerializer()
+        )
+        turns: list[Turn] = []
+        for number in range(1, recipe.turns + 1):
+            turn = one_turn(recipe, number, standing)
+            turns.append(turn)
+            standing = _after(standing, turn, recipe, place)
+        report = run(
+            write_report,
+            recipe.turns,
+            "report",
+            recipe=recipe,
+            base_evaluation=base_evaluation,
+            champion_evaluation=standing.champion_evaluation,
+            turns=turns,
+        )
+        return Outcome(
+            base_evaluation=base_evaluation,
+            champion=standing.champion,
+            champion_evaluation=standing.champion_evaluation,
+            turns=tuple(turns),
+            report=report,
+        )
+
+
+def _after(standing: Standing, turn: Turn, recipe: Recipe, workspace: Workspace) -> Standing:
+    """The standing after a turn: its rollouts are added; a promoted challenger becomes champion."""
+    update: dict[str, Any] = {"tables": (*standing.tables, turn.table)}
+    if turn.promoted:
+        register(
+            workspace,
+            Champion(
+                recipe=recipe.name,
+                recipe_digest=recipe.digest,
+                turn=turn.turn,
+                checkpoint=turn.checkpoint,
+                replaced=standing.champion,
+                decision=turn.decision,
+                lift=read_decision(turn.decision).lift,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+        )
+        update |= {"champion": turn.checkpoint, "champion_evaluation": turn.evaluation}
+    return standing.model_copy(update=update)

@@ -1,0 +1,136 @@
+"""Flow: one turn of the mill.
+
+    tasks → collect → ingest → curate → format → validate → train → collect (held-out) → ingest → evaluate → promote
+
+Wiring only. Every stage is a cached task that takes and returns artifact references, so a turn that was killed or
+repeated redoes nothing that finished.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from gristmill.artifact import ArtifactRef
+from gristmill.recipe import Recipe
+from tasks.caching import run
+from tasks.collect import collect_rollouts, make_tasks
+from tasks.curate import curate_rollouts
+from tasks.evaluate import evaluate_policy
+from tasks.format import format_dataset
+from tasks.ingest import ingest_rollouts
+from tasks.promote import decide_promotion, read_decision
+from tasks.train import train_policy
+from tasks.validate import validate_dataset
+
+
+class Standing(BaseModel):
+    """Where the loop stands between turns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: ArtifactRef
+    base_evaluation: ArtifactRef
+    champion: ArtifactRef
+    champion_evaluation: ArtifactRef
+    heldout: ArtifactRef
+    tables: tuple[ArtifactRef, ...] = ()
+    """Training rollouts of the turns so far, oldest first."""
+
+
+class Turn(BaseModel):
+    """What one turn made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    turn: int
+    table: ArtifactRef
+    selection: ArtifactRef
+    dataset: ArtifactRef
+    checkpoint: ArtifactRef
+    evaluation: ArtifactRef
+    champion_evaluation: ArtifactRef
+    decision: ArtifactRef
+    promoted: bool
+
+
+def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: int) -> ArtifactRef:
+    """Held-out rollouts of a policy, and its evaluation. Same tasks, sampling and seeds for every policy."""
+    rollouts = run(
+        collect_rollouts,
+        turn,
+        "collect held-out",
+        policy=policy,
+        tasks=heldout,
+        environment_name=recipe.environment.name,
+        sampling=recipe.evaluate,
+        seed=recipe.seed,
+        device=recipe.policy.device,
+    )
+    table = run(ingest_rollouts, turn, "ingest held-out", rollouts=rollouts)
+    result: ArtifactRef = run(
+        evaluate_policy,
+        turn,
+        "evaluate",
+        policy=policy,
+        tasks=heldout,
+        table=table,
+        samples=recipe.evaluate.samples,
+        confidence=recipe.promote.confidence,
+    )
+    return result
+
+
+@flow(name="iterate", flow_run_name="{recipe.name}-turn-{turn}")
+def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
+    """Collect with the champion, train a challenger from the base on what was worth keeping, let the gate decide."""
+    environment = recipe.environment
+    tasks = run(
+        make_tasks,
+        turn,
+        "tasks",
+        environment_name=environment.name,
+        count=environment.tasks,
+        seed=recipe.seed,
+        split="train",
+        turn=turn,
+    )
+    rollouts = run(
+        collect_rollouts,
+        turn,
+        "collect",
+        policy=standing.champion,
+        tasks=tasks,
+        environment_name=environment.name,
+        sampling=recipe.collect,
+        seed=recipe.seed,
+        device=recipe.policy.device,
+    )
+    table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
+    tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
+    selection = run(curate_rollouts, turn, "curate", tables=tables, settings=recipe.curate)
+    dataset = run(format_dataset, turn, "format", selection=selection, tables=tables, settings=recipe.format)
+    run(validate_dataset, turn, "validate", dataset=dataset, settings=recipe.checks)
+    checkpoint = run(
+        train_policy, turn, "train", dataset=dataset, base=standing.base, settings=recipe.train, seed=recipe.seed
+    )
+    evaluation = evaluate(recipe, checkpoint, standing.heldout, turn)
+    decision = run(
+        decide_promotion,
+        turn,
+        "promote",
+        challenger=evaluation,
+        champion=standing.champion_evaluation,
+        settings=recipe.promote,
+    )
+    return Turn(
+        turn=turn,
+        table=table,
+        selection=selection,
+        dataset=dataset,
+        checkpoint=checkpoint,
+        evaluation=evaluation,
+        champion_evaluation=standing.champion_evaluation,
+        decision=decision,
+        promoted=read_decision(decision).promoted,
+    )

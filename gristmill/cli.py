@@ -1,0 +1,187 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate said no.
+
+The outermost layer: it alone may import flows, and does so late, so that `gristmill --help` is quick. Results go to
+standard output (with `--json` as one object, on the last line), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gristmill.errors import GristmillError
+
+if TYPE_CHECKING:
+    from flows.improve import Outcome
+    from gristmill.recipe import Recipe
+    from gristmill.terminal import StageTable
+    from gristmill.workspace import Workspace
+
+app = typer.Typer(
+    name="gristmill",
+    help="Turn agent rollouts into better models, and prove that they are better.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder for everything a run makes.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, such as train.epochs=1.")]
+
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Run the loop on the embedded environment and model: no GPU, key or network."""
+    from gristmill.recipe import load
+
+    _improve(load(demo_recipe(), overrides or ()), workspace, json)
+
+
+@app.command()
+def improve(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Run the loop that a recipe describes; what is done already is not done again."""
+    from gristmill.recipe import load
+
+    _improve(load(recipe, overrides or ()), workspace, json)
+
+
+@app.command()
+def champion(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+    """Who is champion, since when, and on what evidence."""
+    from gristmill.promotion import champions
+    from gristmill.workspace import Workspace
+
+    line = champions(Workspace(workspace))
+    if json:
+        _print_json([entry.model_dump(mode="json") for entry in line])
+        return
+    if not line:
+        print(f"no champion in {workspace}: nothing has been promoted yet")
+    for entry in line:
+        lift = entry.lift
+        interval = f" [{lift.low:+.3f}, {lift.high:+.3f}]" if lift.low is not None and lift.high is not None else ""
+        mark = "*" if entry is line[-1] else " "
+        print(f"{mark} {entry.time}  {entry.recipe} turn {entry.turn}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
+
+
+def demo_recipe() -> Path:
+    """The recipe of the demo: in the wheel beside this module, in a clone under `recipes/`."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "recipes" / "arithmetic.yaml"
+    return packaged if packaged.exists() else here.parent / "recipes" / "arithmetic.yaml"
+
+
+def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
+    started = time.monotonic()
+    # Before the seconds that Prefect takes: a model that is not there is wrong use.
+    from gristmill import model
+
+    model.identity(recipe.policy.model)
+
+    from rich.console import Console
+
+    from flows.server import prefect_api
+    from gristmill import progress
+    from gristmill.terminal import StageTable
+    from gristmill.workspace import Workspace
+
+    place = Workspace(workspace)
+    _quiet_libraries()
+    table = StageTable(Console(stderr=True), f"{recipe.name}: {recipe.turns} turns in {workspace}")
+    with prefect_api(place.root / "prefect") as embedded, progress.listening(table), table.shown():
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.improve import improve as flow
+
+        if embedded:
+            embedded.wait()
+        # The heartbeat thread makes every flow last a second longer, and nobody watches an embedded server's flows.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
+            outcome = flow(recipe, str(place.root))
+    _tell(outcome, place, table, time.monotonic() - started, as_json)
+
+
+def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: float, as_json: bool) -> None:
+    """The result: for people the curve and where the report lies, for programs one object."""
+    result: dict[str, Any] = workspace.store.read_json(outcome.report, "summary.json")
+    report = workspace.root / "report.html"
+    if as_json:
+        result |= {"cached": table.cached, "seconds": round(seconds, 1), "report": str(report)}
+        _print_json(result)
+        return
+    lift = result["lift"]
+    width = 40
+    print()
+    for name, mean, mark in [
+        ("base", result["base"]["mean"], ""),
+        *((f"turn {t['turn']}", t["mean_reward"], t["verdict"]) for t in result["turns"]),
+    ]:
+        bar = "█" * round(width * max(0.0, min(1.0, mean)))
+        print(f"{name:>8}  {mean:6.3f}  {bar:<{width}}  {mark}")
+    print()
+    interval = "" if lift["low"] is None else f", {lift['confidence']:.0%} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
+    print(f"champion − base on {lift['tasks']} held-out tasks: {lift['mean']:+.3f}{interval}")
+    done = len(table.rows) - table.cached
+    again = "nothing had changed, nothing was done again" if done == 0 else f"{done} stages ran, {table.cached} were cached"
+    print(f"{again}; {seconds:.0f} s")
+    print(f"report: {_shown(report)}")
+
+
+def _shown(path: Path) -> str:
+    """Relative to here where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    print(orjson.dumps(value).decode())
+
+
+def _quiet_libraries() -> None:
+    """No telemetry, no hub, no wall of warnings; whoever sets these variables keeps what they set."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
+
+
+def main() -> None:
+    """Entry point: deliberate errors become one sentence and an exit code."""
+    try:
+        app()
+    except GristmillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

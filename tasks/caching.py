@@ -1,0 +1,121 @@
+"""Prefect caching for Gristmill's stages: keyed by content, and never a ghost.
+
+A key is the sha256 of task name, step version and canonical inputs. Inputs are artifact references (which name
+content) and recipe sections, so the same work is found again from any process, folder or run. A cached record
+counts only while the artifacts that it names are in the workspace: `RefSerializer` refuses others on reading,
+which Prefect takes for a miss (facts: `ResultStore._exists` swallows the error and reports no record).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
+from pydantic import BaseModel
+
+from gristmill import progress
+from gristmill.artifact import ArtifactRef, summary
+from gristmill.identity import digest
+from gristmill.workspace import Workspace
+
+
+@dataclass
+class ContentKey(CachePolicy):
+    """Task name + explicit step version + canonical inputs. Raise the version when a step's logic changes."""
+
+    version: str = "1"
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        return key_of(task_ctx.task.name, self.version, inputs)
+
+
+def key_of(name: str, version: str, inputs: dict[str, Any]) -> str:
+    """`<task>-<digest>`: a readable file name in the results folder.
+
+    Raises:
+        TypeError: an input that has no canonical JSON; without this the task would silently run uncached.
+    """
+    return f"{name}-{digest({'task': name, 'version': version, 'inputs': _plain(inputs)})}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be a cached task's input; pass an ArtifactRef or a recipe section")
+
+
+class RefSerializer(JSONSerializer):
+    """JSON results whose artifact references must be intact when they are read back."""
+
+    type: str = "gristmill-refs"
+
+    def loads(self, blob: bytes) -> Any:
+        value = super().loads(blob)
+        store = Workspace.current().store
+        for ref in refs_in(value):
+            if not store.exists(ref):
+                raise LookupError(f"{ref} is gone or damaged")
+        return value
+
+
+def refs_in(value: Any) -> Iterator[ArtifactRef]:
+    """Every reference inside a result."""
+    if isinstance(value, ArtifactRef):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from refs_in(getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from refs_in(item)
+
+
+def step(name: str, *, version: str = "1", retries: int = 0) -> Any:
+    """Decorator: a cached Prefect task that takes references and settings and returns a reference."""
+
+    def decorate(function: Any) -> Task[Any, Any]:
+        return task(
+            name=name,
+            cache_policy=ContentKey(version=version),
+            persist_result=True,
+            result_serializer=RefSerializer(),
+            cache_result_in_memory=False,
+            retries=retries,
+        )(function)
+
+    return decorate
+
+
+def run(step: Task[Any, Any], turn: int, label: str, **inputs: Any) -> Any:
+    """Call a step from a flow: results go to the current workspace, and whoever watches is told.
+
+    Raises:
+        Whatever the step raised; a step never returns a failed state.
+    """
+    workspace = Workspace.current()
+    with progress.stage(turn, label):
+        progress.emit("running")
+        bound = step.with_options(result_storage=workspace.results, task_run_name=f"{label}-{turn}")
+        state = bound(**inputs, return_state=True)
+        if not state.is_completed():
+            progress.emit("failed")
+            return state.result()
+        result = state.result()
+        cached = state.name == "Cached"
+        note = summary(workspace.store.manifest(result)) if isinstance(result, ArtifactRef) else ""
+        progress.emit("cached" if cached else "done", note=note)
+        workspace.record({"turn": turn, "stage": label, "cached": cached, "result": str(result)})
+        return result

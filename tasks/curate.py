@@ -1,0 +1,28 @@
+"""Step: choose rollouts to train on."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_table_artifact
+
+from gristmill.artifact import ArtifactRef
+from gristmill.curate import curate
+from gristmill.recipe import CurateRecipe
+from gristmill.workspace import Workspace
+from tasks.caching import step
+from tasks.ingest import table_files
+
+
+@step("curate")
+def curate_rollouts(tables: list[ArtifactRef], settings: CurateRecipe) -> ArtifactRef:
+    """Select over all given tables; every rollout that is not chosen has a reason."""
+    store = Workspace.current().store
+    counted = [store.manifest(table).counts for table in tables]
+    with store.draft("selection") as draft:
+        counts = curate(table_files(tables), counted, settings, draft.path)
+        ref = draft.commit(
+            stage="curate", parents=tables, settings=settings.model_dump(mode="json"), counts=counts
+        )
+    rows = [{"reason": "kept", "rollouts": counts["rows_kept"]}]
+    rows += [{"reason": reason, "rollouts": count} for reason, count in counts["dropped"].items()]
+    create_table_artifact(rows, key="funnel", description=f"{counts['rows_read']} rollouts read for {ref}")
+    return ref

@@ -1,0 +1,50 @@
+"""Step: the gate's decision on a challenger."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_markdown_artifact
+
+from gristmill.artifact import ArtifactRef
+from gristmill.evaluation import lift
+from gristmill.promotion import Decision, decide
+from gristmill.recipe import PromoteRecipe
+from gristmill.workspace import Workspace
+from tasks.caching import step
+from tasks.evaluate import read_evaluation
+
+FILE = "decision.json"
+
+
+@step("promote")
+def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe) -> ArtifactRef:
+    """Compare two evaluations on the same tasks; who becomes champion is the flow's doing."""
+    store = Workspace.current().store
+    ours, theirs = read_evaluation(challenger), read_evaluation(champion)
+    decision = decide(lift(ours, theirs, settings.confidence), settings)
+    with store.draft("decision") as draft:
+        draft.write_json(
+            FILE,
+            {
+                **decision.model_dump(mode="json"),
+                "challenger": ours.policy.model_dump(mode="json"),
+                "champion": theirs.policy.model_dump(mode="json"),
+            },
+        )
+        ref = draft.commit(
+            stage="promote",
+            parents=[challenger, champion],
+            settings=settings.model_dump(mode="json"),
+            counts={"verdict": decision.verdict, "lift": decision.lift.mean},
+        )
+    create_markdown_artifact(
+        f"**{decision.verdict}**: {decision.reason}.\n\nChallenger {ours.policy} (mean {ours.estimate.mean:.3f}) "
+        f"against champion {theirs.policy} (mean {theirs.estimate.mean:.3f}).",
+        key="gate",
+    )
+    return ref
+
+
+def read_decision(ref: ArtifactRef) -> Decision:
+    """A decision from the store."""
+    value = Workspace.current().store.read_json(ref, FILE)
+    return Decision.model_validate({k: value[k] for k in Decision.model_fields})
