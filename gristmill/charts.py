@@ -161,11 +161,12 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
 
 
 def curve(
-    points: Sequence[Point], champion: Sequence[float] = (), *, title: str, height: int = 240
+    points: Sequence[Point], champion: Sequence[float] = (), *, title: str, interval: str, height: int = 240
 ) -> Markup:
     """Means with their intervals from left to right, and a dotted step line of who is champion.
 
-    `champion[i]` is the champion's mean once point i was decided. The axis starts at 0 when all values lie in
+    `champion[i]` is the champion's mean once point i was decided; `interval` is what an interval is called in
+    words ('95 % interval'). The axis starts at 0 when all values lie in
     0..1.
     """
     ends = [end for point in points for end in (point.mean, point.low, point.high) if end is not None]
@@ -184,20 +185,20 @@ def curve(
             parts.append(_line("champion", start, axis.y(champion[i - 1]), start, y))
     decimals = decimals_for(*(point.mean for point in points))
     for i, point in enumerate(points):
-        parts.append(_point(point, slot * (i + 0.5), axis, decimals, named=len(points) <= 8))
+        parts.append(_point(point, slot * (i + 0.5), axis, decimals, interval, named=len(points) <= 8))
         parts.append(_text(point.label, slot * (i + 0.5), height + 18, "middle"))
-    said = "; ".join(describe(point) for point in points)
+    said = "; ".join(describe(point, interval) for point in points)
     return _frame(title, said, parts, height)
 
 
-def describe(point: Point) -> str:
+def describe(point: Point, interval: str) -> str:
     """The point in words, as it is read aloud and shown on hover."""
     word = {"base": "base", "promoted": "promoted", "rejected": "not promoted"}[point.mark]
     name = point.label if point.label == word else f"{point.label} ({word})"
     if point.low is None or point.high is None:
         return f"{name}: {number(point.mean)}, no interval"
     d = decimals_for(point.mean, point.low, point.high)
-    return f"{name}: {number(point.mean, d)}, 95 % interval {number(point.low, d)} to {number(point.high, d)}"
+    return f"{name}: {number(point.mean, d)}, {interval} {number(point.low, d)} to {number(point.high, d)}"
 
 
 def histogram(
@@ -370,7 +371,7 @@ class _Axis(NamedTuple):
         return Markup("").join(rows)
 
 
-def _point(point: Point, x: float, axis: _Axis, decimals: int, *, named: bool) -> Markup:
+def _point(point: Point, x: float, axis: _Axis, decimals: int, interval: str, *, named: bool) -> Markup:
     y = axis.y(point.mean)
     low = axis.y(point.mean if point.low is None else point.low)
     high = axis.y(point.mean if point.high is None else point.high)
@@ -393,7 +394,9 @@ def _point(point: Point, x: float, axis: _Axis, decimals: int, *, named: bool) -
     return Markup(
         '<svg x="{}" y="0" overflow="visible"><g class="point {}"><title>{}</title>{}'
         '<path d="{}" transform="translate(0 {})"/>{}</g></svg>'
-    ).format(_pc(x), point.mark, describe(point), whisker, Markup(_SYMBOLS[point.mark]), _px(y), value)
+    ).format(
+        _pc(x), point.mark, describe(point, interval), whisker, Markup(_SYMBOLS[point.mark]), _px(y), value
+    )
 
 
 def _frame(title: str, said: str, parts: Sequence[Markup], height: int) -> Markup:

@@ -12,7 +12,6 @@ and infinity are refused when the report is built, and so is a funnel that does 
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from gristmill import charts
 from gristmill.charts import decimals_for, number
+from gristmill.identity import canonical
+from gristmill.promotion import Decision, Verdict
+from gristmill.statistics import Estimate
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 FOLD_AFTER = 1200
@@ -42,44 +44,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Estimate(_Frozen):
-    """A mean over held-out tasks with its 95 % interval, or a paired difference of two such means."""
+class Gate(_Frozen):
+    """The gate's decision on one challenger, and the champion that it was measured against."""
 
-    mean: float
-    low: float | None = Field(default=None, description="None where fewer than two tasks give no interval.")
-    high: float | None = None
-    n_tasks: int = Field(ge=1)
-    n_samples: int = Field(ge=1, description="Samples for each task.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Estimate:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("an interval has both ends or none")
-        if self.low is not None and self.high is not None and not self.low <= self.mean <= self.high:
-            raise ValueError(f"expected low ≤ mean ≤ high, found {self.low}, {self.mean}, {self.high}")
-        return self
-
-
-class Outcome(StrEnum):
-    """What the gate decided about a challenger."""
-
-    PROMOTED = "promoted"
-    """It became the champion."""
-    HELD = "held"
-    """It did not: the evidence is against it, or a rule beside the interval stopped it (see the note)."""
-    INCONCLUSIVE = "inconclusive"
-    """It did not: the interval of the lift holds the threshold."""
-
-
-class Decision(_Frozen):
-    """The gate's decision on one challenger, with the evidence it was made on."""
-
-    outcome: Outcome
-    champion: str = Field(description="The policy that was champion before the decision.")
+    champion: str = Field(description="Name of the policy that was champion before the decision.")
     champion_score: Estimate
-    lift: Estimate = Field(description="Challenger minus champion, paired by task.")
-    threshold: float = Field(default=0.0, description="The lift's lower bound must be above this.")
-    note: str = Field(default="", description="What else the gate has to say; one sentence.")
+    decision: Decision
 
 
 class Funnel(_Frozen):
@@ -133,7 +103,7 @@ class TurnReport(_Frozen):
     turn: int = Field(ge=1)
     challenger: str = Field(description="Name of the policy that the turn trained.")
     score: Estimate | None = Field(default=None, description="The challenger on the held-out tasks.")
-    decision: Decision | None = None
+    gate: Gate | None = None
     funnel: Funnel | None = None
     rewards: Histogram | None = Field(default=None, description="Rewards of the turn's training rollouts.")
     loss: tuple[float, ...] = Field(default=(), description="Training loss, in order of steps.")
@@ -141,17 +111,16 @@ class TurnReport(_Frozen):
 
     @property
     def promoted(self) -> bool:
-        return self.decision is not None and self.decision.outcome is Outcome.PROMOTED
+        return self.gate is not None and self.gate.decision.promoted
 
 
 class CategoryRow(_Frozen):
     """Held-out mean reward of one kind of task: base, and the last champion."""
 
     category: Text
-    n_tasks: int = Field(ge=1)
-    before: float
-    after: float
-    lift: Estimate | None = None
+    before: Estimate
+    after: Estimate
+    lift: Estimate | None = Field(default=None, description="Paired; None shows the plain difference.")
 
 
 class Answer(_Frozen):
@@ -200,6 +169,7 @@ class RunReport(_Frozen):
     turns: tuple[TurnReport, ...] = ()
     base_score: Estimate | None = None
     lift: Estimate | None = None
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of every interval on the page.")
     categories: tuple[CategoryRow, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
     stages: tuple[StageRow, ...] = ()
@@ -207,6 +177,12 @@ class RunReport(_Frozen):
     recipe: Text = Field(default="", description="The resolved recipe as YAML.")
     versions: dict[str, str] = Field(default_factory=dict)
     seconds: float | None = Field(default=None, ge=0, description="Wall time of the run.")
+
+    @model_validator(mode="after")
+    def _finite(self) -> RunReport:
+        # Estimates come from elsewhere and may hold NaN; canonical JSON refuses it wherever it stands.
+        canonical(self.model_dump(mode="json"))
+        return self
 
     @property
     def promoted(self) -> tuple[TurnReport, ...]:
@@ -217,13 +193,13 @@ class RunReport(_Frozen):
         """Name of the champion at the end."""
         if self.promoted:
             return self.promoted[-1].challenger
-        return next((turn.decision.champion for turn in self.turns if turn.decision), self.base)
+        return next((turn.gate.champion for turn in self.turns if turn.gate), self.base)
 
     @property
     def champion_score(self) -> Estimate | None:
         if self.promoted:
             return self.promoted[-1].score
-        return next((turn.decision.champion_score for turn in self.turns if turn.decision), self.base_score)
+        return next((turn.gate.champion_score for turn in self.turns if turn.gate), self.base_score)
 
 
 # ------------------------------------------------------------------------------------------------------ words
@@ -247,23 +223,19 @@ def headline(report: RunReport) -> Headline:
             "Without scores on held-out tasks there is no evidence for or against the training.",
         )
     if not report.promoted:
-        tried = [turn for turn in report.turns if turn.score is not None and turn.decision is not None]
-        claim = f"No challenger was promoted: {report.champion} stays champion"
-        evidence = f"Held-out mean reward {estimate_words(champion)}."
+        evidence = f"Its held-out mean reward is {estimate_words(champion)}, {size_words(champion)}."
+        tried = [(turn.gate.decision.lift, turn.challenger) for turn in report.turns if turn.gate]
         if tried:
-            best = max(tried, key=lambda turn: turn.decision.lift.mean if turn.decision else 0.0)
-            assert best.decision is not None
-            evidence += (
-                f" The best challenger, {best.challenger}, had a lift of {lift_words(best.decision.lift)}."
-            )
-        return Headline(claim, evidence)
+            lift, name = max(tried, key=lambda one: one[0].mean)
+            evidence += f" The best challenger, {name}, had a lift of {lift_words(lift, report.confidence)}."
+        return Headline(f"No challenger was promoted: {report.champion} stays champion", evidence)
     d = decimals_for(base.mean, champion.mean)
     from_to = f"from {number(base.mean, d)} to {number(champion.mean, d)}"
     if lift is None or lift.low is None or lift.high is None:
         return Headline(
             f"Held-out mean reward went {from_to}", "No interval was computed, so this may be chance."
         )
-    words = f"{lift_words(lift)}, {size_words(lift)}."
+    words = f"{lift_words(lift, report.confidence)}, {size_words(champion)}."
     if lift.low > 0:
         return Headline(f"Held-out mean reward rose {from_to}", words)
     if lift.high < 0:
@@ -275,35 +247,29 @@ def headline(report: RunReport) -> Headline:
 
 def decision_words(turn: TurnReport) -> str:
     """The gate's decision on a turn's challenger, with every number that it rests on."""
-    decision = turn.decision
-    if decision is None:
+    if turn.gate is None:
         return f"The gate made no decision on {turn.challenger}."
-    lift, threshold = decision.lift, decision.threshold
+    decision, champion = turn.gate.decision, turn.gate.champion_score
+    lift, threshold = decision.lift, decision.min_effect
     score = f"scored {estimate_words(turn.score)}" if turn.score else "was not scored by itself"
     facts = (
-        f"{turn.challenger} {score}; the champion, {decision.champion}, scored "
-        f"{estimate_words(decision.champion_score)}. The lift is {lift_words(lift)}, on {size_words(lift)}. "
+        f"{turn.challenger} {score}; the champion, {turn.gate.champion}, scored {estimate_words(champion)} on "
+        f"{size_words(champion)}. Paired over {count(lift.tasks, 'task')}, the lift is "
+        f"{lift_words(lift, decision.confidence)}. "
     )
     if lift.low is None or lift.high is None:
-        reason = "Fewer than two tasks give no interval"
-    else:
-        d = decimals_for(lift.low, lift.high, threshold)
-        limit = f"the threshold {number(threshold, d, sign=True)}"
-        if lift.low > threshold:
-            reason = f"The interval's lower bound, {number(lift.low, d, sign=True)}, is above {limit}"
-        elif lift.high <= threshold:
-            reason = f"The whole interval, up to {number(lift.high, d, sign=True)}, is not above {limit}"
-        else:
-            reason = (
-                f"The interval holds {limit} (its lower bound is {number(lift.low, d, sign=True)}), so this "
-                f"evidence does not decide"
-            )
+        return f"{facts}Without an interval there is no evidence: it was not promoted and the champion stays."
+    d = decimals_for(lift.low, lift.high, threshold)
+    low, high = number(lift.low, d, sign=True), number(lift.high, d, sign=True)
+    limit = f"the threshold {number(threshold, d, sign=True) if threshold else 0}"
     verdict = {
-        Outcome.PROMOTED: "it was promoted",
-        Outcome.HELD: "it was held back and the champion stays",
-        Outcome.INCONCLUSIVE: "it was not promoted and the champion stays",
-    }[decision.outcome]
-    return f"{facts}{reason}; {verdict}." + (f" {decision.note}" if decision.note else "")
+        Verdict.PROMOTED: f"The lower bound, {low}, is above {limit}: it was promoted.",
+        Verdict.REJECTED: f"Even the upper bound, {high}, is not above {limit}: it was rejected and the "
+        "champion stays.",
+        Verdict.INCONCLUSIVE: f"The interval holds {limit}, so this does not decide: it was not promoted and "
+        "the champion stays. More held-out tasks or samples could settle it.",
+    }
+    return facts + verdict[decision.verdict]
 
 
 def estimate_words(estimate: Estimate) -> str:
@@ -311,17 +277,28 @@ def estimate_words(estimate: Estimate) -> str:
     return f"{number(estimate.mean, _decimals(estimate))}{_bracket(estimate, sign=False)}"
 
 
-def lift_words(lift: Estimate) -> str:
+def lift_words(lift: Estimate, confidence: float) -> str:
     """'+0.43, 95 % interval [+0.35, +0.51]'."""
-    bracket = _bracket(lift, sign=True)
-    return number(lift.mean, _decimals(lift), sign=True) + (
-        f", 95 % interval{bracket}" if bracket else ", no interval"
-    )
+    mean, bracket = number(lift.mean, _decimals(lift), sign=True), _bracket(lift, sign=True)
+    return f"{mean}, {percent(confidence)} interval{bracket}" if bracket else f"{mean}, no interval"
+
+
+def lift_figures(lift: Estimate) -> str:
+    """'+0.43 [+0.35, +0.51]', for a table."""
+    return number(lift.mean, _decimals(lift), sign=True) + _bracket(lift, sign=True)
 
 
 def size_words(estimate: Estimate) -> str:
-    """How many tasks, times how many samples of each."""
-    return f"{count(estimate.n_tasks, 'task')} {TIMES} {count(estimate.n_samples, 'sample')}"
+    """How many tasks, times how many samples of each; the total where tasks have unequal numbers."""
+    each, uneven = divmod(estimate.samples, estimate.tasks)
+    if uneven:
+        return f"{count(estimate.tasks, 'task')}, {count(estimate.samples, 'sample')}"
+    return f"{count(estimate.tasks, 'task')} {TIMES} {count(each, 'sample')}"
+
+
+def percent(confidence: float) -> str:
+    """'95 %', '99.5 %'."""
+    return f"{confidence * 100:.4g} %"
 
 
 def count(n: int, noun: str) -> str:
@@ -409,14 +386,19 @@ def _curve(report: RunReport) -> Markup:
         )
         if turn.promoted:
             champion.append(turn.score.mean)
-        elif turn.decision is not None:
-            champion.append(turn.decision.champion_score.mean)
+        elif turn.gate is not None:
+            champion.append(turn.gate.champion_score.mean)
         else:
             champion.append(champion[-1] if champion else turn.score.mean)
     if len(points) > 7:
         # Thirteen labels of 'turn 12' do not fit a phone; the axis says 'turn' once.
         points = [point._replace(label=point.label.removeprefix("turn ")) for point in points]
-    return charts.curve(points, champion, title="Held-out mean reward of base and of each turn's challenger")
+    return charts.curve(
+        points,
+        champion,
+        title="Held-out mean reward of base and of each turn's challenger",
+        interval=f"{percent(report.confidence)} interval",
+    )
 
 
 def _chart_point(label: str, score: Estimate, mark: charts.Mark) -> charts.Point:
@@ -458,17 +440,17 @@ def _losses(report: RunReport) -> dict[int, Markup]:
 
 def _category_bars(report: RunReport) -> list[Markup]:
     """Before and after as two thin bars, on one scale for all categories."""
-    values = [value for row in report.categories for value in (row.before, row.after)]
+    values = [value for row in report.categories for value in (row.before.mean, row.after.mean)]
     low, high = min([0.0, *values]), max([0.0, *values])
     if low == 0.0 and high <= 1.0:
         high = 1.0
     return [
         charts.bars(
             [
-                (row.before, "before", f"base: {number(row.before)}"),
-                (row.after, "", f"champion: {number(row.after)}"),
+                (row.before.mean, "before", f"base: {estimate_words(row.before)}"),
+                (row.after.mean, "", f"champion: {estimate_words(row.after)}"),
             ],
-            title=f"{row.category}: base {number(row.before)}, champion {number(row.after)}",
+            title=f"{row.category}: base {number(row.before.mean)}, champion {number(row.after.mean)}",
             low=low,
             high=high,
         )
@@ -498,7 +480,8 @@ def _template() -> Template:
         duration=duration,
         estimate_words=estimate_words,
         fold=fold,
-        lift_words=lift_words,
+        lift_figures=lift_figures,
+        percent=percent,
         number=number,
         share_bar=_share_bar,
         size_words=size_words,

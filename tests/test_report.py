@@ -5,25 +5,37 @@ from __future__ import annotations
 import math
 
 from gristmill.charts import bin_values
+from gristmill.promotion import decide
+from gristmill.recipe import PromoteRecipe
 from gristmill.report import (
     Answer,
     ArtifactRow,
     CategoryRow,
-    Decision,
-    Estimate,
     Funnel,
+    Gate,
     Histogram,
-    Outcome,
     RunReport,
     StageRow,
     Transcript,
     TurnReport,
     render,
 )
+from gristmill.statistics import Estimate
 
 
-def estimate(mean: float, half: float = 0.08) -> Estimate:
-    return Estimate(mean=mean, low=mean - half, high=mean + half, n_tasks=64, n_samples=4)
+def estimate(mean: float, half: float = 0.08, tasks: int = 64) -> Estimate:
+    return Estimate(
+        mean=mean, low=mean - half, high=mean + half, standard_error=half / 2, tasks=tasks, samples=tasks * 4
+    )
+
+
+def category(name: str, before: float, after: float) -> CategoryRow:
+    return CategoryRow(
+        category=name,
+        before=estimate(before, tasks=21),
+        after=estimate(after, tasks=21),
+        lift=estimate(after - before, 0.11, 21),
+    )
 
 
 def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote: bool = True) -> RunReport:
@@ -35,7 +47,7 @@ def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote:
         gain = gain if promote else -0.02
         score = estimate(champion_score.mean + gain * scale, 0.06 * scale)
         lift = estimate(score.mean - champion_score.mean, 0.05 * scale)
-        won = lift.low is not None and lift.low > 0
+        decision = decide(lift, PromoteRecipe())
         rewards = [shift + scale * ((i * 7) % 10 > 9 - n - 2) for i in range(384)]
         bins = bin_values(rewards)
         rows.append(
@@ -43,12 +55,7 @@ def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote:
                 turn=n,
                 challenger=f"turn {n} SFT",
                 score=score,
-                decision=Decision(
-                    outcome=Outcome.PROMOTED if won else Outcome.INCONCLUSIVE,
-                    champion=champion,
-                    champion_score=champion_score,
-                    lift=lift,
-                ),
+                gate=Gate(champion=champion, champion_score=champion_score, decision=decision),
                 funnel=Funnel(
                     rows_read=384,
                     rows_kept=118,
@@ -64,7 +71,7 @@ def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote:
                 loss=tuple(1.9 * math.exp(-i / 18) + 0.35 + 0.12 * math.sin(i * 2.7) for i in range(60)),
             )
         )
-        if won:
+        if decision.promoted:
             champion, champion_score = f"turn {n} SFT", score
     return RunReport(
         title="Arithmetic demo",
@@ -75,13 +82,9 @@ def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote:
         base_score=base_score,
         lift=estimate(champion_score.mean - base_score.mean, 0.05 * scale) if promote else None,
         categories=(
-            CategoryRow(
-                category="addition", n_tasks=22, before=0.52 * scale + shift, after=0.91 * scale + shift
-            ),
-            CategoryRow(
-                category="subtraction", n_tasks=21, before=0.3, after=0.66, lift=estimate(0.36, 0.11)
-            ),
-            CategoryRow(category="multiplication", n_tasks=21, before=0.11, after=0.08),
+            category("addition", 0.52 * scale + shift, 0.91 * scale + shift),
+            category("subtraction", 0.30 * scale + shift, 0.66 * scale + shift),
+            category("multiplication", 0.11 * scale + shift, 0.08 * scale + shift),
         ),
         transcripts=(
             Transcript(
