@@ -59,12 +59,17 @@ class DropReason(StrEnum):
     """A tool call has no result before the conversation goes on."""
     DUPLICATE_TOOL_OUTPUT = "duplicate_tool_output"
     """One call has two results, or two calls have one id."""
+    AMBIGUOUS_TURN = "ambiguous_turn"
+    """Answers stand side by side and the row does not say to which turn each belongs: several answers after several
+    user messages in a row, or an answer that goes on from an assistant turn at the end of the input."""
     REFUSED = "refused"
     """The answer is a refusal part and the recipe drops refusals."""
     NO_ASSISTANT_MESSAGE = "no_assistant_message"
     """Nothing in the conversation was said by the policy."""
     NOT_ENDING_WITH_ASSISTANT = "not_ending_with_assistant"
     """The last message is not the policy's."""
+    EMPTY_ANSWER = "empty_answer"
+    """The last answer has neither text nor a tool call: reasoning only, or white space."""
 
     # Choosing.
     TRUNCATED = "truncated"
