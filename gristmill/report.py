@@ -115,7 +115,7 @@ class TurnReport(_Frozen):
 
 
 class CategoryRow(_Frozen):
-    """Held-out mean reward of one kind of task: base, and the last champion."""
+    """Held-out mean reward of one kind of task, before (base) and after (`RunReport.after`)."""
 
     category: Text
     before: Estimate
@@ -131,7 +131,7 @@ class Answer(_Frozen):
 
 
 class Transcript(_Frozen):
-    """The same held-out task answered by base and by the last champion."""
+    """The same held-out task, answered before (base) and after (`RunReport.after`)."""
 
     task: Text = Field(description="Task key, or another short name.")
     question: Text
@@ -172,6 +172,7 @@ class RunReport(_Frozen):
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of every interval on the page.")
     categories: tuple[CategoryRow, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
+    compared: str = Field(default="", description="Who is 'after' in these two; '' for the last champion.")
     stages: tuple[StageRow, ...] = ()
     artifacts: tuple[ArtifactRow, ...] = ()
     recipe: Text = Field(default="", description="The resolved recipe as YAML.")
@@ -194,6 +195,11 @@ class RunReport(_Frozen):
         if self.promoted:
             return self.promoted[-1].challenger
         return next((turn.gate.champion for turn in self.turns if turn.gate), self.base)
+
+    @property
+    def after(self) -> str:
+        """Name of the policy that categories and transcripts set against the base."""
+        return self.compared or self.champion
 
     @property
     def champion_score(self) -> Estimate | None:
@@ -253,8 +259,8 @@ def decision_words(turn: TurnReport) -> str:
     lift, threshold = decision.lift, decision.min_effect
     score = f"scored {estimate_words(turn.score)}" if turn.score else "was not scored by itself"
     facts = (
-        f"{turn.challenger} {score}; the champion, {turn.gate.champion}, scored {estimate_words(champion)} on "
-        f"{size_words(champion)}. Paired over {count(lift.tasks, 'task')}, the lift is "
+        f"{turn.challenger} {score}; the champion, {turn.gate.champion}, scored {estimate_words(champion)} "
+        f"on {size_words(champion)}. Paired over {count(lift.tasks, 'task')}, the lift is "
         f"{lift_words(lift, decision.confidence)}. "
     )
     if lift.low is None or lift.high is None:
@@ -444,32 +450,33 @@ def _category_bars(report: RunReport) -> list[Markup]:
     low, high = min([0.0, *values]), max([0.0, *values])
     if low == 0.0 and high <= 1.0:
         high = 1.0
-    return [
-        charts.bars(
-            [
-                (row.before.mean, "before", f"base: {estimate_words(row.before)}"),
-                (row.after.mean, "", f"champion: {estimate_words(row.after)}"),
-            ],
-            title=f"{row.category}: base {number(row.before.mean)}, champion {number(row.after.mean)}",
-            low=low,
-            high=high,
-        )
-        for row in report.categories
-    ]
+    drawn = []
+    for row in report.categories:
+        before, after = f"before: {estimate_words(row.before)}", f"after: {estimate_words(row.after)}"
+        pair = [(row.before.mean, "before", before), (row.after.mean, "", after)]
+        title = f"{visible(row.category)}, {before}, {after}"
+        drawn.append(charts.bars(pair, title=title, low=low, high=high))
+    return drawn
 
 
 def _share_bar(part: int, whole: int, name: str, label: str) -> Markup:
-    said = f"{label}: {part:,} of {whole:,} rows"
+    said = f"{visible(label)}: {part:,} of {whole:,} rows"
     return charts.bars([(float(part), name, said)], title=said, high=float(max(whole, 1)))
+
+
+def _finalize(value: object) -> object:
+    """Jinja calls this on whatever the template prints."""
+    return visible(value) if type(value) is str else value
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        # The file's name ends in .j2, which Jinja would not take for HTML; every value is escaped.
+        # Jinja cannot tell from .j2 that the file is HTML, so escaping is said outright.
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -485,6 +492,5 @@ def _template() -> Template:
         number=number,
         share_bar=_share_bar,
         size_words=size_words,
-        visible=visible,
     )
     return environment.get_template("report.html.j2")
