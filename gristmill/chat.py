@@ -1,59 +1,63 @@
 """Responses items → chat messages: one conversation out of one rollout row.
 
-Reads a row of NeMo Gym's `rollouts.jsonl` (a parsed JSON object) and returns a `Conversation`: plain chat
-messages, nested tools, how many messages are the prompt, and what was lost on the way. The semantics are those
-of Gym's own `nemo_gym.responses_converter.ResponsesConverter` (tests/test_chat_oracle.py compares the two and
-lists each intended difference): reasoning, text and calls gather in one assistant turn, which ends at a tool
-result, at a user or system message, and at the end; a turn without text and calls disappears.
+Reads a row of NeMo Gym's `rollouts.jsonl` (as orjson parses it) and returns a `Conversation`: plain chat
+messages, nested tools, how many messages are the prompt, and what was lost. The semantics are those of Gym's
+own `ResponsesConverter` (tests/test_chat_oracle.py lists each intended difference): reasoning, text and calls
+gather in one assistant turn, which ends at a tool result, at a user or system message, and at the end; a turn
+with nothing in it disappears.
 
-Guarantees: whatever has no faithful chat form raises `Unrepresentable` with a `DropReason`, and no other exception
-leaves this module for any JSON object. The row is not changed; messages share no mutable value with it but tool
-schemas, arguments that were objects already, and token ids.
+Guarantees: what has no faithful chat form raises `Unrepresentable` with a `DropReason`, and for a JSON object
+no other exception leaves this module. The row is not changed; a conversation shares with it, read-only, only
+the parameters of tools, arguments that were objects already, and token ids.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from gristmill.items import (
+    IMAGE_PARTS,
+    TEXT_PARTS,
+    Unrepresentable,
+    after_history,
+    describe,
+    expect,
+    expect_name,
+    read_arguments,
+    read_image,
+    read_parts,
+    read_thought,
+    read_tool_text,
+    read_tools,
+    read_trajectory,
+    same,
+)
 from gristmill.reasons import DropReason
 
+__all__ = [
+    "Conversation",
+    "ModelCall",
+    "Reasoning",
+    "Unrepresentable",
+    "answer_text",
+    "canonical_prompt",
+    "convert",
+    "require_trainable",
+]
+
 Reasoning = Literal["field", "inline_think", "thinking", "drop"]
-"""Where reasoning goes: `reasoning_content` (Qwen, GLM, Nemotron), `<think>…</think>` in the text (Gym's own way),
-`thinking` (gpt-oss), or nowhere."""
+"""Where reasoning goes: key `reasoning_content` (most templates), `<think>…</think>` in the text (Gym's way),
+key `thinking` (gpt-oss), nowhere."""
 
-Developer = Literal["system", "keep"]
-Refusals = Literal["keep", "drop"]
-
-Message = dict[str, Any]
-Tool = dict[str, Any]
-
-# Gym's vllm_model splices these into the prompt, so the text alone is not what the policy answered.
+# Gym's vllm_model splices these into the prompt, so that the text alone is not what the policy answered.
 _AUDIO_KEYS = ("audio_url", "audio_data", "audio_path", "audio_paths")
 # The conversation goes on from something that is stored elsewhere.
 _STORED_KEYS = ("previous_response_id", "conversation", "prompt")
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
-_IMAGE_PARTS = frozenset({"input_image", "image_url"})
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# orjson writes at most 254 levels; an export nests arguments and schemas some levels deep itself.
-_MAX_DEPTH = 200
-
-
-class Unrepresentable(ValueError):
-    """A row has no faithful chat form. `reason` is what to count it under, `detail` says where and what."""
-
-    def __init__(self, reason: DropReason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
 
 
 class ModelCall(NamedTuple):
@@ -71,18 +75,18 @@ class ModelCall(NamedTuple):
 class Conversation:
     """A whole conversation in chat form."""
 
-    messages: list[Message]
-    """Prompt and response: role system, user, assistant or tool (developer where kept); content is never null."""
-    tools: list[Tool]
-    """`{"type": "function", "function": {name, description, parameters}}`; absent keys stay absent."""
+    messages: list[dict[str, Any]]
+    """Prompt and response. Roles: system, user, assistant, tool (developer, if kept). Content is not null."""
+    tools: list[dict[str, Any]]
+    """`{"type": "function", "function": {name, description, parameters}}`, without keys that are null."""
     prompt_length: int
     """How many leading messages are the prompt: all of instructions and input, and those of the output that
     precede the policy's first message. Equal to `len(messages)` if the policy said nothing."""
     lost: dict[str, int]
-    """What the chat form does not hold, counted. `encrypted_reasoning`, `reasoning` (mode drop), `annotations`:
-    items or parts left out. `message_boundary`: messages of one turn joined. `token_ids`: unreadable token
-    records. `rewritten_history`: transitions that are no prefix of the last. Nothing is lost but worth knowing:
-    `literal_think` (think tags in a text, left as they are), `undeclared_tool` (calls to tools not in `tools`)."""
+    """What the chat form does not hold, counted. `encrypted_reasoning`, `reasoning` (mode drop) and
+    `annotations`: left out. `message_boundary`: messages joined in one turn. `token_ids`: unreadable records.
+    `rewritten_history`: transitions that do not begin the last one. Not lost but worth knowing:
+    `literal_think` (tags in a text, left as they are), `undeclared_tool` (calls to tools not in `tools`)."""
     images: int
     """Image parts in the messages."""
     model_calls: tuple[ModelCall, ...]
@@ -93,15 +97,15 @@ def convert(
     row: Mapping[str, Any],
     *,
     reasoning: Reasoning = "field",
-    developer: Developer = "system",
-    refusals: Refusals = "keep",
+    developer: Literal["system", "keep"] = "system",
+    refusals: Literal["keep", "drop"] = "keep",
 ) -> Conversation:
     """The conversation of a rollout row.
 
     Args:
         row: a parsed line of a rollouts file.
         reasoning: where reasoning text goes.
-        developer: turn the developer role into system (most templates drop it without a word), or keep it.
+        developer: turn the developer role into system (many templates drop it without a word), or keep it.
         refusals: keep a refusal of the policy as its text, or raise for it.
 
     Raises:
@@ -109,54 +113,48 @@ def convert(
     """
     response = row.get("response")
     if not isinstance(response, dict):
-        raise Unrepresentable(DropReason.NO_RESPONSE, f"`response` is {_kind(response)}")
-    output, earlier = _trajectory(response.get("output"))
-    params = row.get("responses_create_params")
-    if params is None:
-        params = {}
-    elif not isinstance(params, dict):
-        raise Unrepresentable(DropReason.MALFORMED_ITEM, f"`responses_create_params` is {_kind(params)}")
+        raise Unrepresentable(DropReason.NO_RESPONSE, f"`response` is {describe(response)}")
+    output, earlier = read_trajectory(response.get("output"))
+    params = expect(row.get("responses_create_params") or {}, dict, "`responses_create_params`")
     _refuse_hidden_prompt(params)
 
     builder = _Builder(reasoning, developer, refusals)
-    instructions = params.get("instructions")
-    if instructions is not None:
-        if not isinstance(instructions, str):
-            raise Unrepresentable(DropReason.MALFORMED_ITEM, f"`instructions` is {_kind(instructions)}")
-        if instructions:
-            builder.add_prompt("system", instructions)
-    history = _history(params.get("input"))
+    if instructions := expect(params.get("instructions") or "", str, "`instructions`"):
+        builder.context("system", instructions)
+    history = params.get("input") or []
+    if isinstance(history, str):
+        history = [{"role": "user", "content": history}]
+    expect(history, list, "`input`")
     if earlier is not None:
-        if rewritten := sum(not _same(items, output[: len(items)]) for items in earlier):
+        if rewritten := sum(not same(items, output[: len(items)]) for items in earlier):
             builder.lost["rewritten_history"] = rewritten
-        output = _after_history(output, history)
-    builder.feed(history, "input")
-    builder.feed(output, "output")
+        output = after_history(output, history)
+    builder.read(history, "input")
+    builder.read(output, "output")
     # Some agents get their tools from the environment's session: then only the response records them.
-    tools = _tools(params.get("tools") or response.get("tools"))
-    return builder.finish(tools)
+    return builder.finish(read_tools(params.get("tools") or response.get("tools") or []))
 
 
 def require_trainable(conversation: Conversation) -> None:
-    """Refuses a conversation that ends in nothing to learn from; `convert` does not, since people look at these too.
+    """Refuses a conversation that ends in nothing to learn from; `convert` keeps it, for people to look at.
 
     Raises:
         Unrepresentable: NO_ASSISTANT_MESSAGE, NOT_ENDING_WITH_ASSISTANT or EMPTY_ANSWER.
     """
-    messages = conversation.messages
-    if all(message["role"] != "assistant" for message in messages[conversation.prompt_length :]):
+    answer = conversation.messages[conversation.prompt_length :]
+    if all(message["role"] != "assistant" for message in answer):
         raise Unrepresentable(DropReason.NO_ASSISTANT_MESSAGE, "the policy said nothing")
-    last = messages[-1]
+    last = answer[-1]
     if last["role"] != "assistant":
         raise Unrepresentable(
-            DropReason.NOT_ENDING_WITH_ASSISTANT, f"the last message is of role {last['role']}"
+            DropReason.NOT_ENDING_WITH_ASSISTANT, f"the last message has the role {last['role']}"
         )
     if "tool_calls" not in last and not last["content"].strip():
         raise Unrepresentable(DropReason.EMPTY_ANSWER, "the last answer has neither text nor a call")
 
 
 def answer_text(conversation: Conversation) -> str:
-    """Text of the policy's last message, as it is; "" if the policy said nothing or only called tools."""
+    """Text of the policy's last message, as it is; "" if it said nothing or only called tools there."""
     for message in reversed(conversation.messages[conversation.prompt_length :]):
         if message["role"] == "assistant":
             return str(message["content"])
@@ -166,8 +164,8 @@ def answer_text(conversation: Conversation) -> str:
 def canonical_prompt(row: Mapping[str, Any]) -> bytes:
     """Canonical JSON of instructions, input and tools: equal bytes mean the same prompt.
 
-    One half of a task's identity; the task index is the other. Metadata is left out, because Gym writes another
-    seed there for each repeat. Any JSON object has one; an absent field, null and an empty list of tools are equal.
+    One half of a task's identity; the task index is the other. Metadata is left out: Gym writes another seed
+    there for each repeat. Every JSON object has one; absent, null and empty instructions or tools are equal.
     """
     params = row.get("responses_create_params")
     if not isinstance(params, dict):
@@ -179,67 +177,285 @@ def canonical_prompt(row: Mapping[str, Any]) -> bytes:
     }
     try:
         return orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # deeper than orjson writes, an integer over 64 bits, or a lone surrogate
+    except TypeError:  # over 254 levels, an integer over 64 bits, or a lone surrogate
         return _canonical_any(prompt)
 
 
-def _trajectory(output: Any) -> tuple[list[Any], list[list[Any]] | None]:
-    """The output's items, and the earlier transitions if it is a list of transitions (else None).
+class _Builder:
+    """One conversion: the messages so far, the open assistant turn, and the calls that await a result."""
 
-    With `contains_transitions` each element is the whole trajectory so far, its prompt included: the last one
-    is the full one.
-    """
-    if output is None:
-        raise Unrepresentable(DropReason.EMPTY_OUTPUT, "`response.output` is absent or null")
-    if not isinstance(output, list):
-        raise Unrepresentable(DropReason.MALFORMED_OUTPUT, f"`response.output` is {_kind(output)}")
-    if not output:
-        raise Unrepresentable(DropReason.EMPTY_OUTPUT, "`response.output` is []")
-    if not isinstance(output[0], list):
-        return output, None
-    for index, items in enumerate(output):
-        if not isinstance(items, list):
+    def __init__(self, reasoning: str, developer: str, refusals: str) -> None:
+        self.reasoning = reasoning
+        self.developer = developer
+        self.refusals = refusals
+        self.messages: list[dict[str, Any]] = []
+        self.lost: dict[str, int] = {}
+        self.images = 0
+        self.model_calls: list[ModelCall] = []
+        self.prompt_length: int | None = None
+        self.in_output = False
+        # Calls by id: the name of each ever made, and those that await a result.
+        self.called: dict[str, str] = {}
+        self.pending: dict[str, str] = {}
+        self.open = False
+
+    # The open turn, or the last one.
+    texts: list[str]
+    thoughts: list[str]
+    calls: list[dict[str, Any]]
+    tokens: list[tuple[list[int], list[int], list[float] | None]]
+    messages_said: int
+    said_after_call: bool
+
+    def count(self, key: str, n: int = 1) -> None:
+        self.lost[key] = self.lost.get(key, 0) + n
+
+    def read(self, items: list[Any], where: Literal["input", "output"]) -> None:
+        self.close_turn()
+        self.in_output = where == "output"
+        for index, item in enumerate(items):
+            try:
+                self.item(expect(item, dict, "an item"))
+            except Unrepresentable as error:
+                raise Unrepresentable(error.reason, f"{where}[{index}]: {error.detail}") from None
+
+    def item(self, item: dict[str, Any]) -> None:
+        kind = item.get("type")
+        if kind == "message" or (not kind and item.get("role")):
+            self.message(item)
+        elif kind == "function_call":
+            self.call(item.get("call_id"), item.get("name"), item.get("arguments"))
+        elif kind == "function_call_output":
+            self.tool_result(item.get("call_id"), item.get("output"))
+        elif kind == "reasoning":
+            self.reasoning_item(item)
+        else:
+            kind = expect_name(kind, "the type of an item without a role")
             raise Unrepresentable(
-                DropReason.MALFORMED_OUTPUT,
-                f"`response.output` is a list of lists, but [{index}] is {_kind(items)}",
+                DropReason.UNSUPPORTED_ITEM, f"an item of type {kind!r:.80} has no chat form"
             )
-    if not output[-1]:
-        raise Unrepresentable(DropReason.EMPTY_OUTPUT, "the last transition of `response.output` is []")
-    return output[-1], output[:-1]
+        if "generation_token_ids" in item or "prompt_token_ids" in item:
+            self.token_record(item)
 
+    def message(self, item: dict[str, Any]) -> None:
+        role, content = item.get("role"), item.get("content")
+        if role == "assistant":
+            self.assistant(item, content)
+        elif role == "user":
+            self.context("user", self.content(content))
+        elif role == "system" or role == "developer":
+            self.context(role if self.developer == "keep" else "system", self.content(content))
+        elif role == "tool":
+            self.tool_result(item.get("tool_call_id"), content)
+        else:
+            role = expect_name(role, "the role of a message")
+            raise Unrepresentable(DropReason.MALFORMED_ITEM, f"the role {role!r:.80} is unknown")
 
-def _history(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if isinstance(value, list):
-        return value
-    raise Unrepresentable(DropReason.MALFORMED_ITEM, f"`input` is {_kind(value)}, neither text nor a list")
+    def context(self, role: str, content: str | list[dict[str, Any]]) -> None:
+        """A message that is not the policy's: from the input, or from the environment inside the output."""
+        self.close_turn()
+        if self.pending:
+            raise Unrepresentable(
+                DropReason.MISSING_TOOL_OUTPUT,
+                f"a {role} message comes before the result of {self.waiting()}",
+            )
+        if role != "user" and len(self.messages) == 1 and isinstance(content, str):
+            # Many templates take one system message, at the start: the leading run becomes one.
+            first = self.messages[0]
+            if first["role"] == role and isinstance(first["content"], str):
+                first["content"] = "\n\n".join([text for text in (first["content"], content) if text])
+                return
+        self.messages.append({"role": role, "content": content})
 
+    def content(self, value: Any) -> str | list[dict[str, Any]]:
+        """Content of a user or system message: text, or parts where an image is among them."""
+        if isinstance(value, str):
+            return value
+        images = 0
+        parts: list[dict[str, Any]] = []
+        for kind, part in read_parts(value):
+            if kind in TEXT_PARTS:
+                parts.append({"type": "text", "text": expect(part.get("text"), str, "the text of a part")})
+            elif kind in IMAGE_PARTS:
+                parts.append({"type": "image_url", "image_url": read_image(part)})
+                images += 1
+            else:
+                raise Unrepresentable(
+                    DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} has no chat form"
+                )
+        self.images += images
+        return parts if images else "".join([part["text"] for part in parts])
 
-def _after_history(trajectory: list[Any], history: list[Any]) -> list[Any]:
-    """What a trajectory adds to the input that it repeats; comparing role, content and call is enough."""
-    if not _same(
-        [_essence(item) for item in trajectory[: len(history)]], [_essence(item) for item in history]
-    ):
-        raise Unrepresentable(
-            DropReason.MALFORMED_OUTPUT, "the last transition does not begin with the input"
-        )
-    return trajectory[len(history) :]
+    def assistant(self, item: dict[str, Any], content: Any) -> None:
+        for key in _REASONING_KEYS:  # chat-shaped history
+            if thought := item.get(key):
+                self.think(expect(thought, str, "the reasoning of a message"))
+                break
+        if item.get("function_call") is not None or item.get("audio") is not None:
+            raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, "a message with `function_call` or `audio`")
+        calls, refusal = item.get("tool_calls"), item.get("refusal")
+        if isinstance(content, str):
+            self.say(content)
+        elif content is not None or not (calls or refusal):
+            self.say(self.assistant_text(content))
+        if refusal:
+            self.say(self.refusal(refusal))
+        for call in expect(calls or [], list, "`tool_calls`"):
+            function: Any = expect(call, dict, "a tool call").get("function")
+            expect(function, dict, "the function of a tool call")
+            self.call(call.get("id"), function.get("name"), function.get("arguments"))
 
+    def assistant_text(self, content: Any) -> str:
+        texts = []
+        for kind, part in read_parts(content):
+            if kind in TEXT_PARTS:
+                texts.append(expect(part.get("text"), str, "the text of a part"))
+                if part.get("annotations"):
+                    self.count("annotations")
+            elif kind == "refusal":
+                texts.append(self.refusal(part.get("refusal")))
+            else:
+                raise Unrepresentable(
+                    DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} in an answer"
+                )
+        return "".join(texts)
 
-def _essence(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    return [item.get(key) for key in ("role", "content", "call_id", "name", "arguments", "output", "summary")]
+    def refusal(self, text: Any) -> str:
+        # A refusal in the input is part of the task, not an answer.
+        if self.in_output and self.refusals == "drop":
+            raise Unrepresentable(DropReason.REFUSED, "the policy refused")
+        return expect(text, str, "the text of a refusal")
 
+    def say(self, text: str) -> None:
+        if not text:
+            return
+        self.open_turn()
+        self.texts.append(text)
+        if not text.isspace():
+            self.messages_said += 1
+            self.said_after_call = bool(self.calls)
+            if self.in_output and "think>" in text:
+                self.count("literal_think")
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    try:
-        return one == other
-    except RecursionError:  # nested too deep to be compared, and so to be used
-        return False
+    def reasoning_item(self, item: dict[str, Any]) -> None:
+        """`content` (what the model thought) goes before `summary` (of it; from vLLM, the very same)."""
+        content = expect(item.get("content") or [], list, "the content of a reasoning item")
+        thoughts = ["".join([read_thought(part) for part in content])]
+        if not thoughts[0]:
+            summary = expect(item.get("summary") or [], list, "the summary of a reasoning item")
+            thoughts = [read_thought(part) for part in summary]
+        for thought in thoughts:
+            self.think(thought)
+        if item.get("encrypted_content") and not any(thoughts):
+            self.count("encrypted_reasoning")
+
+    def think(self, text: str) -> None:
+        if not text:
+            return
+        self.open_turn()
+        if self.reasoning == "drop":
+            self.count("reasoning")
+        elif self.reasoning == "inline_think":
+            self.texts.append(f"<think>{text}</think>")
+        else:
+            self.thoughts.append(text)
+
+    def call(self, call_id: Any, name: Any, arguments: Any) -> None:
+        call_id = expect_name(call_id, "the id of a call")
+        name = expect_name(name, "the name of a called tool")
+        self.open_turn()
+        if call_id in self.called:
+            raise Unrepresentable(
+                DropReason.DUPLICATE_TOOL_OUTPUT, f"a second call has the id {call_id!r:.80}"
+            )
+        self.called[call_id] = name
+        function = {"name": name, "arguments": read_arguments(arguments)}
+        self.calls.append({"id": call_id, "type": "function", "function": function})
+
+    def tool_result(self, call_id: Any, output: Any) -> None:
+        call_id = expect_name(call_id, "the call id of a tool result")
+        text = output if isinstance(output, str) else read_tool_text(output)
+        self.close_turn()
+        name = self.pending.pop(call_id, None)
+        if name is None:
+            if call_id in self.called:
+                raise Unrepresentable(
+                    DropReason.DUPLICATE_TOOL_OUTPUT, f"a second result for {call_id!r:.80}"
+                )
+            raise Unrepresentable(
+                DropReason.ORPHAN_TOOL_OUTPUT, f"no call before it has the id {call_id!r:.80}"
+            )
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
+
+    def token_record(self, item: dict[str, Any]) -> None:
+        prompt, generation = item.get("prompt_token_ids"), item.get("generation_token_ids")
+        log_probs = item.get("generation_log_probs")
+        if isinstance(prompt, list) and isinstance(generation, list) and self.open and self.in_output:
+            self.tokens.append((prompt, generation, log_probs if isinstance(log_probs, list) else None))
+        elif prompt is not None or generation is not None:
+            self.count("token_ids")
+
+    def open_turn(self) -> None:
+        if self.open:
+            return
+        if self.pending:
+            raise Unrepresentable(
+                DropReason.MISSING_TOOL_OUTPUT, f"the policy goes on before the result of {self.waiting()}"
+            )
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            raise Unrepresentable(
+                DropReason.AMBIGUOUS_TURN, "goes on from an assistant turn that ends the input"
+            )
+        self.open = True
+        self.texts, self.thoughts, self.calls, self.tokens = [], [], [], []
+        self.messages_said = 0
+        self.said_after_call = False
+
+    def close_turn(self) -> None:
+        if not self.open:
+            return
+        self.open = False
+        if self.messages_said > 1:
+            if [message["role"] for message in self.messages[-2:]] == ["user", "user"]:
+                raise Unrepresentable(
+                    DropReason.AMBIGUOUS_TURN,
+                    "several answers in a row come after several user messages in a row",
+                )
+            self.count("message_boundary", self.messages_said - 1)
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
+        if self.thoughts:
+            key = "reasoning_content" if self.reasoning == "field" else "thinking"
+            message[key] = "\n\n".join(self.thoughts)
+        if self.calls:
+            message["tool_calls"] = self.calls
+            for call in self.calls:
+                self.pending[call["id"]] = call["function"]["name"]
+        if not message["content"] and len(message) == 2:
+            return  # only reasoning that is dropped
+        index = len(self.messages)
+        if self.in_output and self.prompt_length is None:
+            self.prompt_length = index
+        self.model_calls += [ModelCall(index, *record) for record in self.tokens]
+        self.messages.append(message)
+
+    def waiting(self) -> str:
+        return f"the call {next(iter(self.pending))!r:.80}"
+
+    def finish(self, tools: list[dict[str, Any]]) -> Conversation:
+        self.close_turn()
+        # A last turn of calls is an answer. Results for only some of them, or words after them, show a gap.
+        if self.pending and (self.said_after_call or self.messages[-1]["role"] != "assistant"):
+            raise Unrepresentable(
+                DropReason.MISSING_TOOL_OUTPUT, f"it ends without the result of {self.waiting()}"
+            )
+        length = len(self.messages) if self.prompt_length is None else self.prompt_length
+        if not any(m["content"] for m in self.messages[:length] if m["role"] not in ("assistant", "tool")):
+            raise Unrepresentable(DropReason.NO_PROMPT, "no user or system text precedes the first answer")
+        if self.called:
+            declared = {tool["function"]["name"] for tool in tools}
+            if undeclared := sum(name not in declared for name in self.called.values()):
+                self.lost["undeclared_tool"] = undeclared
+        return Conversation(self.messages, tools, length, self.lost, self.images, tuple(self.model_calls))
 
 
 def _refuse_hidden_prompt(params: dict[str, Any]) -> None:
@@ -253,492 +469,12 @@ def _refuse_hidden_prompt(params: dict[str, Any]) -> None:
         for key in _AUDIO_KEYS:
             if metadata.get(key):
                 raise Unrepresentable(
-                    DropReason.UNSUPPORTED_CONTENT,
-                    f"the prompt has audio, in `responses_create_params.metadata.{key}`",
+                    DropReason.UNSUPPORTED_CONTENT, f"the prompt has audio, in `metadata.{key}`"
                 )
-
-
-class _Builder:
-    """The state of one conversion: messages so far, the open assistant turn, and calls that await a result."""
-
-    __slots__ = (
-        "answered",
-        "call_names",
-        "calls",
-        "developer",
-        "images",
-        "in_output",
-        "index",
-        "lost",
-        "messages",
-        "model_calls",
-        "open",
-        "parts",
-        "pending",
-        "prompt_length",
-        "reasoning",
-        "refusals",
-        "said",
-        "text_after_call",
-        "thoughts",
-        "tokens",
-    )
-
-    def __init__(self, reasoning: Reasoning, developer: Developer, refusals: Refusals) -> None:
-        self.reasoning = reasoning
-        self.developer = developer
-        self.refusals = refusals
-        self.messages: list[Message] = []
-        self.lost: dict[str, int] = {}
-        self.images = 0
-        self.model_calls: list[ModelCall] = []
-        self.prompt_length: int | None = None
-        self.in_output = False
-        self.index = 0
-        # The open turn.
-        self.open = False
-        self.parts: list[str] = []
-        self.thoughts: list[str] = []
-        self.calls: list[dict[str, Any]] = []
-        self.said = 0
-        self.text_after_call = False
-        self.tokens: list[tuple[list[int], list[int], list[float] | None]] = []
-        # Calls by id: all names ever called, and those without a result yet.
-        self.call_names: dict[str, str] = {}
-        self.pending: dict[str, str] = {}
-
-    def fail(self, reason: DropReason, what: str) -> NoReturn:
-        raise Unrepresentable(reason, f"{'output' if self.in_output else 'input'}[{self.index}]: {what}")
-
-    def count(self, key: str) -> None:
-        self.lost[key] = self.lost.get(key, 0) + 1
-
-    # Reading items.
-
-    def feed(self, items: list[Any], where: Literal["input", "output"]) -> None:
-        self.close_turn()
-        self.in_output = where == "output"
-        for index, item in enumerate(items):
-            self.index = index
-            if not isinstance(item, dict):
-                self.fail(DropReason.MALFORMED_ITEM, f"is {_kind(item)}, not an object")
-            kind = item.get("type")
-            if not kind and item.get("role"):
-                kind = "message"
-            if kind == "message":
-                self.message(item)
-            elif kind == "function_call":
-                self.call(item.get("call_id"), item.get("name"), item.get("arguments"))
-            elif kind == "function_call_output":
-                self.tool_result(item.get("call_id"), item.get("output"))
-            elif kind == "reasoning":
-                self.reasoning_item(item)
-            elif isinstance(kind, str) and kind:
-                self.fail(DropReason.UNSUPPORTED_ITEM, f"an item of type {_short(kind)} has no chat form")
-            else:
-                self.fail(DropReason.MALFORMED_ITEM, "has neither a type nor a role")
-            if "generation_token_ids" in item or "prompt_token_ids" in item:
-                self.token_record(item)
-
-    def message(self, item: dict[str, Any]) -> None:
-        role = item.get("role")
-        if role == "assistant":
-            self.assistant(item)
-        elif role == "user":
-            self.add_prompt("user", self.content(item.get("content")))
-        elif role == "system" or role == "developer":
-            kept = role if self.developer == "keep" else "system"
-            self.add_prompt(kept, self.content(item.get("content")))
-        elif role == "tool":
-            self.tool_result(item.get("tool_call_id"), item.get("content"))
-        elif isinstance(role, str) and role:
-            self.fail(DropReason.MALFORMED_ITEM, f"role {_short(role)} is unknown")
-        else:
-            self.fail(DropReason.MALFORMED_ITEM, f"the role of a message is {_kind(role)}")
-
-    def assistant(self, item: dict[str, Any]) -> None:
-        for key in _REASONING_KEYS:  # chat-shaped history
-            if thought := item.get(key):
-                if not isinstance(thought, str):
-                    self.fail(DropReason.MALFORMED_ITEM, f"`{key}` is {_kind(thought)}, not text")
-                self.think(thought)
-                break
-        if item.get("function_call") is not None or item.get("audio") is not None:
-            self.fail(DropReason.UNSUPPORTED_CONTENT, "an assistant message with `function_call` or `audio`")
-        content = item.get("content")
-        calls = item.get("tool_calls")
-        refusal = item.get("refusal")
-        if isinstance(content, str):
-            text = content
-        elif isinstance(content, list):
-            text = self.assistant_text(content)
-        elif content is None and (calls or refusal):
-            text = ""
-        else:
-            self.fail(DropReason.MALFORMED_ITEM, f"the content of a message is {_kind(content)}")
-        if refusal:
-            text += self.refusal(refusal)
-        if text:
-            self.open_turn()
-            self.parts.append(text)
-            if not text.isspace():
-                self.said += 1
-                if self.calls:
-                    self.text_after_call = True
-            if self.in_output and "think>" in text:
-                self.count("literal_think")
-        if calls:
-            if not isinstance(calls, list):
-                self.fail(DropReason.MALFORMED_ITEM, f"`tool_calls` is {_kind(calls)}")
-            for call in calls:
-                function = call.get("function") if isinstance(call, dict) else None
-                if not isinstance(function, dict):
-                    self.fail(DropReason.MALFORMED_ITEM, "a tool call without a function")
-                self.call(call.get("id"), function.get("name"), function.get("arguments"))
-
-    def assistant_text(self, parts: list[Any]) -> str:
-        texts = []
-        for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if not isinstance(kind, str):
-                self.fail(DropReason.MALFORMED_ITEM, "a content part without a type")
-            if kind in _TEXT_PARTS:
-                texts.append(self.part_text(part, "text"))
-                if part.get("annotations"):
-                    self.count("annotations")
-            elif kind == "refusal":
-                texts.append(self.refusal(part.get("refusal")))
-            else:
-                self.fail(
-                    DropReason.UNSUPPORTED_CONTENT, f"an assistant's {_short(kind)} part has no chat form"
-                )
-        return "".join(texts)
-
-    def refusal(self, text: Any) -> str:
-        if not isinstance(text, str):
-            self.fail(DropReason.MALFORMED_ITEM, f"the text of a refusal is {_kind(text)}")
-        # A refusal in the input is part of the task, not an answer.
-        if self.in_output and self.refusals == "drop":
-            self.fail(DropReason.REFUSED, "the policy refused")
-        return text
-
-    def content(self, value: Any) -> str | list[dict[str, Any]]:
-        """Content of a user or system message: text, or parts where there is an image among them."""
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            self.fail(DropReason.MALFORMED_ITEM, f"the content of a message is {_kind(value)}")
-        parts: list[dict[str, Any]] = []
-        images = 0
-        for part in value:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if not isinstance(kind, str):
-                self.fail(DropReason.MALFORMED_ITEM, "a content part without a type")
-            if kind in _TEXT_PARTS:
-                parts.append({"type": "text", "text": self.part_text(part, "text")})
-            elif kind in _IMAGE_PARTS:
-                parts.append({"type": "image_url", "image_url": self.image(part)})
-                images += 1
-            else:
-                self.fail(DropReason.UNSUPPORTED_CONTENT, f"a {_short(kind)} part has no chat form")
-        if images:
-            self.images += images
-            return parts
-        return "".join([part["text"] for part in parts])
-
-    def part_text(self, part: dict[str, Any], key: str) -> str:
-        text = part.get(key)
-        if not isinstance(text, str):
-            self.fail(DropReason.MALFORMED_ITEM, f"the text of a content part is {_kind(text)}")
-        return text
-
-    def image(self, part: dict[str, Any]) -> dict[str, str]:
-        source, detail = part.get("image_url"), part.get("detail")
-        if isinstance(source, dict):
-            source, detail = source.get("url"), source.get("detail")
-        if not isinstance(source, str) or not source:
-            self.fail(DropReason.UNSUPPORTED_CONTENT, "an image without a URL (by file id?) has no chat form")
-        return {"url": source, "detail": detail} if isinstance(detail, str) else {"url": source}
-
-    def reasoning_item(self, item: dict[str, Any]) -> None:
-        """Text in `content` (what the model thought) goes before `summary` (of it; with vLLM the same thing)."""
-        content = item.get("content")
-        if content:
-            if not isinstance(content, list):
-                self.fail(DropReason.MALFORMED_ITEM, f"the content of a reasoning item is {_kind(content)}")
-            text = "".join([self.reasoning_part(part) for part in content])
-            if text:
-                self.think(text)
-                return
-        summary = item.get("summary")
-        found = False
-        if summary:
-            if not isinstance(summary, list):
-                self.fail(DropReason.MALFORMED_ITEM, f"the summary of a reasoning item is {_kind(summary)}")
-            for part in summary:
-                if text := self.reasoning_part(part):
-                    self.think(text)
-                    found = True
-        if not found and item.get("encrypted_content"):
-            self.count("encrypted_reasoning")
-
-    def reasoning_part(self, part: Any) -> str:
-        if not isinstance(part, dict):
-            self.fail(DropReason.MALFORMED_ITEM, f"a reasoning part is {_kind(part)}")
-        return self.part_text(part, "text")
-
-    def think(self, text: str) -> None:
-        self.open_turn()
-        if self.reasoning == "drop":
-            self.count("reasoning")
-        elif self.reasoning == "inline_think":
-            self.parts.append(f"<think>{text}</think>")
-        else:
-            self.thoughts.append(text)
-
-    def call(self, call_id: Any, name: Any, arguments: Any) -> None:
-        if not isinstance(call_id, str) or not call_id:
-            self.fail(DropReason.MALFORMED_ITEM, f"the id of a call is {_kind(call_id)}")
-        if not isinstance(name, str) or not name:
-            self.fail(DropReason.MALFORMED_ITEM, f"the name of a called tool is {_kind(name)}")
-        self.open_turn()
-        if call_id in self.call_names:
-            self.fail(DropReason.DUPLICATE_TOOL_OUTPUT, f"a second call has the id {_short(call_id)}")
-        self.call_names[call_id] = name
-        self.calls.append(
-            {
-                "id": call_id,
-                "type": "function",
-                "function": {"name": name, "arguments": self.arguments(arguments)},
-            }
-        )
-
-    def arguments(self, value: Any) -> dict[str, Any]:
-        parsed = value
-        if isinstance(value, str):
-            try:
-                parsed = orjson.loads(value)
-            except orjson.JSONDecodeError:
-                self.fail(DropReason.MALFORMED_ARGUMENTS, "the arguments of a call are not JSON")
-        if not isinstance(parsed, dict):
-            self.fail(
-                DropReason.MALFORMED_ARGUMENTS, f"the arguments of a call are {_kind(parsed)}, not an object"
-            )
-        if parsed and (flaw := _flaw(parsed, value)):
-            self.fail(DropReason.MALFORMED_ARGUMENTS, f"the arguments of a call hold {flaw}")
-        return parsed
-
-    def tool_result(self, call_id: Any, output: Any) -> None:
-        if not isinstance(call_id, str) or not call_id:
-            self.fail(DropReason.MALFORMED_ITEM, f"the call id of a tool result is {_kind(call_id)}")
-        text = output if isinstance(output, str) else self.tool_text(output)
-        self.close_turn()
-        name = self.pending.pop(call_id, None)
-        if name is None:
-            if call_id in self.call_names:
-                self.fail(DropReason.DUPLICATE_TOOL_OUTPUT, f"the call {_short(call_id)} has a second result")
-            self.fail(DropReason.ORPHAN_TOOL_OUTPUT, f"no call before it has the id {_short(call_id)}")
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
-
-    def tool_text(self, output: Any) -> str:
-        if not isinstance(output, list):
-            self.fail(DropReason.MALFORMED_ITEM, f"a tool result is {_kind(output)}")
-        texts = []
-        for part in output:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if not isinstance(kind, str):
-                self.fail(DropReason.MALFORMED_ITEM, "a part of a tool result without a type")
-            if kind not in _TEXT_PARTS:
-                self.fail(
-                    DropReason.UNSUPPORTED_CONTENT,
-                    f"a tool result with a {_short(kind)} part has no chat form",
-                )
-            texts.append(self.part_text(part, "text"))
-        return "".join(texts)
-
-    def token_record(self, item: dict[str, Any]) -> None:
-        prompt, generation = item.get("prompt_token_ids"), item.get("generation_token_ids")
-        log_probs = item.get("generation_log_probs")
-        if prompt is None and generation is None:
-            return
-        if isinstance(prompt, list) and isinstance(generation, list) and self.open and self.in_output:
-            self.tokens.append((prompt, generation, log_probs if isinstance(log_probs, list) else None))
-        else:
-            self.count("token_ids")
-
-    # Writing messages.
-
-    def add_prompt(self, role: str, content: str | list[dict[str, Any]]) -> None:
-        """A user, system or developer message: from the input, or from the environment inside the output."""
-        self.close_turn()
-        if self.pending:
-            self.fail(
-                DropReason.MISSING_TOOL_OUTPUT,
-                f"a {role} message comes before the result of {self.waiting()}",
-            )
-        if role != "user" and len(self.messages) == 1 and isinstance(content, str):
-            # Many templates take one system message, at the start: the leading run becomes one.
-            first = self.messages[0]
-            if first["role"] == role and isinstance(first["content"], str):
-                first["content"] = "\n\n".join([text for text in (first["content"], content) if text])
-                return
-        self.messages.append({"role": role, "content": content})
-
-    def open_turn(self) -> None:
-        if self.open:
-            return
-        if self.pending:
-            self.fail(
-                DropReason.MISSING_TOOL_OUTPUT, f"the policy goes on before the result of {self.waiting()}"
-            )
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.fail(
-                DropReason.AMBIGUOUS_TURN, "the answer goes on from an assistant turn at the end of the input"
-            )
-        self.open = True
-        self.text_after_call = False
-
-    def close_turn(self) -> None:
-        if not self.open:
-            return
-        self.open = False
-        if self.said > 1:
-            if [message["role"] for message in self.messages[-2:]] == ["user", "user"]:
-                self.fail(DropReason.AMBIGUOUS_TURN, "several answers follow several user messages in a row")
-            self.lost["message_boundary"] = self.lost.get("message_boundary", 0) + self.said - 1
-        text = "".join(self.parts)
-        if text or self.calls or self.thoughts:
-            if self.in_output and self.prompt_length is None:
-                self.prompt_length = len(self.messages)
-            for prompt, generation, log_probs in self.tokens:
-                self.model_calls.append(ModelCall(len(self.messages), prompt, generation, log_probs))
-            message: Message = {"role": "assistant", "content": text}
-            if self.thoughts:
-                key = "reasoning_content" if self.reasoning == "field" else "thinking"
-                message[key] = "\n\n".join(self.thoughts)
-                self.thoughts = []
-            if self.calls:
-                message["tool_calls"] = self.calls
-                for call in self.calls:
-                    self.pending[call["id"]] = call["function"]["name"]
-                self.calls = []
-            self.messages.append(message)
-        self.parts = []
-        self.tokens = []
-        self.said = 0
-
-    def waiting(self) -> str:
-        return f"the call {_short(next(iter(self.pending)))}"
-
-    def finish(self, tools: list[Tool]) -> Conversation:
-        self.close_turn()
-        # A last turn of calls is an answer; results for some of them only, or words after them, show a gap.
-        if self.pending and (self.text_after_call or self.messages[-1]["role"] != "assistant"):
-            self.fail(
-                DropReason.MISSING_TOOL_OUTPUT,
-                f"the conversation ends without the result of {self.waiting()}",
-            )
-        prompt_length = len(self.messages) if self.prompt_length is None else self.prompt_length
-        if not any(
-            m["content"] for m in self.messages[:prompt_length] if m["role"] not in ("assistant", "tool")
-        ):
-            raise Unrepresentable(DropReason.NO_PROMPT, "no user or system text precedes the first answer")
-        if self.call_names:
-            declared = {tool["function"]["name"] for tool in tools}
-            if undeclared := sum(name not in declared for name in self.call_names.values()):
-                self.lost["undeclared_tool"] = undeclared
-        return Conversation(
-            self.messages, tools, prompt_length, self.lost, self.images, tuple(self.model_calls)
-        )
-
-
-def _tools(value: Any) -> list[Tool]:
-    if not value:
-        return []
-    if not isinstance(value, list):
-        raise Unrepresentable(DropReason.MALFORMED_ITEM, f"`tools` is {_kind(value)}, not a list")
-    return [_tool(tool, index) for index, tool in enumerate(value)]
-
-
-def _tool(tool: Any, index: int) -> Tool:
-    """The nested form of a flat or nested tool. Null keys are left out: templates would print them."""
-    where = f"tools[{index}]"
-    if not isinstance(tool, dict):
-        raise Unrepresentable(DropReason.MALFORMED_ITEM, f"{where} is {_kind(tool)}")
-    kind = tool.get("type")
-    nested = tool.get("function")
-    if kind != "function" and (kind or nested is None):
-        hosted = isinstance(kind, str)
-        raise Unrepresentable(
-            DropReason.UNSUPPORTED_ITEM if hosted else DropReason.MALFORMED_ITEM,
-            f"{where} is a hosted tool of type {_short(kind)}"
-            if hosted
-            else f"the type of {where} is {_kind(kind)}",
-        )
-    source = tool if nested is None else nested
-    name = source.get("name") if isinstance(source, dict) else None
-    if not isinstance(name, str) or not name:
-        raise Unrepresentable(DropReason.MALFORMED_ITEM, f"{where} has no name")
-    function: dict[str, Any] = {"name": name}
-    description, parameters = source.get("description"), source.get("parameters")
-    if description is not None:
-        if not isinstance(description, str):
-            raise Unrepresentable(
-                DropReason.MALFORMED_ITEM, f"the description of {where} is {_kind(description)}"
-            )
-        function["description"] = description
-    if parameters is not None:
-        if not isinstance(parameters, dict):
-            raise Unrepresentable(
-                DropReason.MALFORMED_ITEM, f"the parameters of {where} are {_kind(parameters)}"
-            )
-        if flaw := _flaw(parameters):
-            raise Unrepresentable(DropReason.MALFORMED_ITEM, f"the parameters of {where} hold {flaw}")
-        function["parameters"] = parameters
-    return {"type": "function", "function": function}
-
-
-def _flaw(value: Any, text: Any = None) -> str | None:
-    """Why orjson could not write a value, or did not read it faithfully from `text`; None if all is well."""
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        deeper: list[Any] = []
-        for container in level:
-            for item in container.values() if isinstance(container, dict) else container:
-                if isinstance(item, dict | list):
-                    deeper.append(item)
-                elif isinstance(item, float):
-                    if not -(2.0**63) < item < 2.0**63 and (
-                        not math.isfinite(item) or _has_long_integer(text)
-                    ):
-                        return "a number that 64 bits do not hold"
-                elif isinstance(item, int) and not -(2**63) <= item < 2**64:
-                    return "an integer that 64 bits do not hold"
-        if not deeper:
-            return None
-        level = deeper
-    return f"more than {_MAX_DEPTH} levels"
-
-
-def _has_long_integer(text: Any) -> bool:
-    """Whether JSON text holds an integer over 64 bits, which orjson reads as a float: 2**64 + 1 loses its last digits."""
-    if not isinstance(text, str):
-        return False
-    found = False
-
-    def look(digits: str) -> None:
-        nonlocal found
-        found = found or len(digits) >= 19
-
-    try:
-        json.loads(text, parse_int=look)
-    except RecursionError:
-        return True
-    return found
 
 
 def _canonical_any(value: Any) -> bytes:
-    """Canonical form of what orjson refuses, without recursion: one token after the other, keys sorted."""
+    """Canonical form of what orjson refuses, without recursion: a token a line, keys sorted, sizes first."""
     tokens: list[str] = []
     stack = [value]
     while stack:
@@ -754,20 +490,3 @@ def _canonical_any(value: Any) -> bytes:
             # Python refuses to write very long integers in decimal.
             tokens.append(hex(item) if type(item) is int else repr(item))
     return "\n".join(tokens).encode("utf-8", "backslashreplace")
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in JSON's words; short, whatever the value."""
-    if value is None:
-        return "absent or null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text" if value else "empty text"
-    return "a list" if isinstance(value, list) else "an object"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:60] + "…")
