@@ -246,7 +246,7 @@ def histogram(
     ticks = [tick for tick in nice_ticks(left, right, 5) if left <= tick <= right]
     spread = decimals_for(*ticks)
     parts += [
-        _text(number(tick, _tick_decimals(ticks, spread)), x(tick), height + 16, "middle") for tick in ticks
+        _text(_tick(tick, _tick_decimals(ticks, spread)), x(tick), height + 16, "middle") for tick in ticks
     ]
     said = "; ".join(
         f"{number(edges[i], decimals)} to {number(edges[i + 1], decimals)}: {count}"
@@ -364,7 +364,7 @@ class _Axis(NamedTuple):
         rows = (
             _line("grid", 0, self.y(tick), 100, self.y(tick))
             + Markup('<text x="-8" y="{}" dy="0.35em" text-anchor="end">{}</text>').format(
-                _px(self.y(tick)), number(tick, decimals)
+                _px(self.y(tick)), _tick(tick, decimals)
             )
             for tick in self.ticks
         )
@@ -435,6 +435,15 @@ def _thinned(values: Sequence[float], most: int = 600) -> list[tuple[int, float]
         bucket = range(start, min(start + width, len(values)))
         kept |= {min(bucket, key=values.__getitem__), max(bucket, key=values.__getitem__)}
     return [(i, values[i]) for i in sorted(kept)]
+
+
+def _tick(value: float, decimals: int) -> str:
+    """A tick's label, short enough for the margin."""
+    return (
+        number(value, decimals)
+        if abs(value) < 1e6
+        else f"{value:.3g}".replace("-", MINUS).replace("e+0", "e")
+    )
 
 
 def _tick_decimals(ticks: Sequence[float], most: int) -> int:

@@ -229,12 +229,15 @@ def headline(report: RunReport) -> Headline:
             "Without scores on held-out tasks there is no evidence for or against the training.",
         )
     if not report.promoted:
-        evidence = f"Its held-out mean reward is {estimate_words(champion)}, {size_words(champion)}."
+        evidence = (
+            f"{report.champion} stays champion with a held-out mean reward of {estimate_words(champion)}, "
+        )
+        evidence += f"{size_words(champion)}."
         tried = [(turn.gate.decision.lift, turn.challenger) for turn in report.turns if turn.gate]
         if tried:
             lift, name = max(tried, key=lambda one: one[0].mean)
             evidence += f" The best challenger, {name}, had a lift of {lift_words(lift, report.confidence)}."
-        return Headline(f"No challenger was promoted: {report.champion} stays champion", evidence)
+        return Headline("No challenger was promoted", evidence)
     d = decimals_for(base.mean, champion.mean)
     from_to = f"from {number(base.mean, d)} to {number(champion.mean, d)}"
     if lift is None or lift.low is None or lift.high is None:
@@ -247,7 +250,7 @@ def headline(report: RunReport) -> Headline:
     if lift.high < 0:
         return Headline(f"Held-out mean reward fell {from_to}", words)
     return Headline(
-        f"Held-out mean reward went {from_to}, which may be chance", f"The interval holds zero: {words}"
+        f"Held-out mean reward went {from_to}, which may be chance", f"The interval includes zero: {words}"
     )
 
 
@@ -272,8 +275,8 @@ def decision_words(turn: TurnReport) -> str:
         Verdict.PROMOTED: f"The lower bound, {low}, is above {limit}: it was promoted.",
         Verdict.REJECTED: f"Even the upper bound, {high}, is not above {limit}: it was rejected and the "
         "champion stays.",
-        Verdict.INCONCLUSIVE: f"The interval holds {limit}, so this does not decide: it was not promoted and "
-        "the champion stays. More held-out tasks or samples could settle it.",
+        Verdict.INCONCLUSIVE: f"The interval includes {limit}, so this does not decide: it was not promoted "
+        "and the champion stays. More held-out tasks or samples could settle it.",
     }
     return facts + verdict[decision.verdict]
 
