@@ -12,9 +12,10 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.iterate import Standing, Turn, evaluate, iterate
+from flows.iterate import evaluate, iterate
 from gristmill import model
 from gristmill.artifact import ArtifactRef
+from gristmill.loop import Standing, Turn
 from gristmill.promotion import Champion, register
 from gristmill.recipe import Recipe, with_overrides
 from gristmill.workspace import Workspace
@@ -29,9 +30,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base_evaluation: ArtifactRef
     champion: ArtifactRef
-    champion_evaluation: ArtifactRef
     turns: tuple[Turn, ...]
     report: ArtifactRef
 
@@ -65,14 +64,8 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
             split="heldout",
             turn=0,
         )
-        base_evaluation = evaluate(recipe, base, heldout, 0)
-        standing = Standing(
-            base=base,
-            base_evaluation=base_evaluation,
-            champion=base,
-            champion_evaluation=base_evaluation,
-            heldout=heldout,
-        )
+        measured = evaluate(recipe, base, heldout, 0)
+        standing = Standing(base=base, heldout=heldout, champion=base, champion_evaluation=measured.evaluation)
         one_turn = iterate.with_options(
             persist_result=True, result_storage=place.results, result_serializer=RefSerializer()
         )
@@ -80,41 +73,34 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
         for number in range(1, recipe.turns + 1):
             turn = one_turn(recipe, number, standing)
             turns.append(turn)
-            standing = _after(standing, turn, recipe, place)
+            if turn.promoted:
+                _register(place, recipe, turn)
+            standing = standing.after(turn)
         report = run(
             write_report,
             recipe.turns,
             "report",
             recipe=recipe,
-            base_evaluation=base_evaluation,
-            champion_evaluation=standing.champion_evaluation,
+            base=base,
+            base_evaluation=measured.evaluation,
+            base_table=measured.table,
             turns=turns,
         )
-        return Outcome(
-            base_evaluation=base_evaluation,
-            champion=standing.champion,
-            champion_evaluation=standing.champion_evaluation,
-            turns=tuple(turns),
-            report=report,
-        )
+        return Outcome(champion=standing.champion, turns=tuple(turns), report=report)
 
 
-def _after(standing: Standing, turn: Turn, recipe: Recipe, workspace: Workspace) -> Standing:
-    """The standing after a turn: its rollouts are added; a promoted challenger becomes champion."""
-    update: dict[str, Any] = {"tables": (*standing.tables, turn.table)}
-    if turn.promoted:
-        register(
-            workspace,
-            Champion(
-                recipe=recipe.name,
-                recipe_digest=recipe.digest,
-                turn=turn.turn,
-                checkpoint=turn.checkpoint,
-                replaced=standing.champion,
-                decision=turn.decision,
-                lift=read_decision(turn.decision).lift,
-                time=datetime.now(UTC).isoformat(timespec="seconds"),
-            ),
-        )
-        update |= {"champion": turn.checkpoint, "champion_evaluation": turn.evaluation}
-    return standing.model_copy(update=update)
+def _register(workspace: Workspace, recipe: Recipe, turn: Turn) -> None:
+    """Enter a promotion in the registry, once however often the run repeats."""
+    register(
+        workspace,
+        Champion(
+            recipe=recipe.name,
+            recipe_digest=recipe.digest,
+            turn=turn.turn,
+            checkpoint=turn.checkpoint,
+            replaced=turn.champion,
+            decision=turn.decision,
+            lift=read_decision(turn.decision).lift,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+    )

@@ -8,10 +8,12 @@ repeated redoes nothing that finished.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prefect import flow
-from pydantic import BaseModel, ConfigDict
 
 from gristmill.artifact import ArtifactRef
+from gristmill.loop import Standing, Turn
 from gristmill.recipe import Recipe
 from tasks.caching import run
 from tasks.collect import collect_rollouts, make_tasks
@@ -24,37 +26,14 @@ from tasks.train import train_policy
 from tasks.validate import validate_dataset
 
 
-class Standing(BaseModel):
-    """Where the loop stands between turns."""
+class Measured(NamedTuple):
+    """A policy on the held-out tasks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: ArtifactRef
-    base_evaluation: ArtifactRef
-    champion: ArtifactRef
-    champion_evaluation: ArtifactRef
-    heldout: ArtifactRef
-    tables: tuple[ArtifactRef, ...] = ()
-    """Training rollouts of the turns so far, oldest first."""
-
-
-class Turn(BaseModel):
-    """What one turn made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    turn: int
-    table: ArtifactRef
-    selection: ArtifactRef
-    dataset: ArtifactRef
-    checkpoint: ArtifactRef
     evaluation: ArtifactRef
-    champion_evaluation: ArtifactRef
-    decision: ArtifactRef
-    promoted: bool
+    table: ArtifactRef
 
 
-def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: int) -> ArtifactRef:
+def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: int) -> Measured:
     """Held-out rollouts of a policy, and its evaluation. Same tasks, sampling and seeds for every policy."""
     rollouts = run(
         collect_rollouts,
@@ -68,7 +47,7 @@ def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: in
         device=recipe.policy.device,
     )
     table = run(ingest_rollouts, turn, "ingest held-out", rollouts=rollouts)
-    result: ArtifactRef = run(
+    evaluation = run(
         evaluate_policy,
         turn,
         "evaluate",
@@ -78,7 +57,7 @@ def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: in
         samples=recipe.evaluate.samples,
         confidence=recipe.promote.confidence,
     )
-    return result
+    return Measured(evaluation, table)
 
 
 @flow(name="iterate", flow_run_name="{recipe.name}-turn-{turn}")
@@ -112,25 +91,34 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
     dataset = run(format_dataset, turn, "format", selection=selection, tables=tables, settings=recipe.format)
     run(validate_dataset, turn, "validate", dataset=dataset, settings=recipe.checks)
     checkpoint = run(
-        train_policy, turn, "train", dataset=dataset, base=standing.base, settings=recipe.train, seed=recipe.seed
+        train_policy,
+        turn,
+        "train",
+        dataset=dataset,
+        base=standing.base,
+        settings=recipe.train,
+        seed=recipe.seed,
     )
-    evaluation = evaluate(recipe, checkpoint, standing.heldout, turn)
+    measured = evaluate(recipe, checkpoint, standing.heldout, turn)
     decision = run(
         decide_promotion,
         turn,
         "promote",
-        challenger=evaluation,
+        challenger=measured.evaluation,
         champion=standing.champion_evaluation,
         settings=recipe.promote,
     )
     return Turn(
         turn=turn,
+        champion=standing.champion,
+        champion_evaluation=standing.champion_evaluation,
+        rollouts=rollouts,
         table=table,
         selection=selection,
         dataset=dataset,
         checkpoint=checkpoint,
-        evaluation=evaluation,
-        champion_evaluation=standing.champion_evaluation,
+        evaluation=measured.evaluation,
+        heldout_table=measured.table,
         decision=decision,
         promoted=read_decision(decision).promoted,
     )

@@ -151,9 +151,7 @@ def _serve(port: int, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
     import uvicorn
 
-    uvicorn.run(
-        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error"
-    )
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from gristmill.identity import digest
 
 Kind = Literal[
-    "tasks", "rollouts", "table", "selection", "dataset", "export", "checkpoint", "evaluation", "decision", "report"
+    "tasks",
+    "rollouts",
+    "table",
+    "selection",
+    "dataset",
+    "export",
+    "checkpoint",
+    "evaluation",
+    "decision",
+    "report",
 ]
 
 MANIFEST = "manifest.json"

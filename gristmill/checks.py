@@ -40,7 +40,8 @@ def check_dataset(counts: dict[str, Any], recipe: ChecksRecipe) -> list[Finding]
                 id="GM102",
                 severity="error",
                 message=f"too few examples: {examples} < {recipe.min_examples} (checks.min_examples), from {read} "
-                f"rollouts; dropped: {causes}. Collect more (collect.samples, environment.tasks) or lower curate.min_reward",
+                f"rollouts; dropped: {causes}. Collect more (collect.samples, environment.tasks) or lower "
+                "curate.min_reward",
             )
         )
     if read and (share := counts["truncated"] / read) > recipe.max_truncated:
@@ -48,8 +49,8 @@ def check_dataset(counts: dict[str, Any], recipe: ChecksRecipe) -> list[Finding]
             Finding(
                 id="GM110",
                 severity="error",
-                message=f"{share:.0%} of the rollouts are cut at the length limit, more than {recipe.max_truncated:.0%} "
-                f"(checks.max_truncated); raise collect.max_new_tokens",
+                message=f"{share:.0%} of the rollouts are cut at the length limit, more than "
+                f"{recipe.max_truncated:.0%} (checks.max_truncated); raise collect.max_new_tokens",
             )
         )
     rewards = counts["rewards"]
@@ -58,7 +59,8 @@ def check_dataset(counts: dict[str, Any], recipe: ChecksRecipe) -> list[Finding]
             Finding(
                 id="GM104",
                 severity="warning",
-                message=f"every usable rollout has the same reward ({rewards['min']:g}): selection by reward does nothing here",
+                message=f"every usable rollout has the same reward ({rewards['min']:g}): "
+                "selection by reward does nothing here",
             )
         )
     return findings

@@ -32,10 +32,13 @@ app = typer.Typer(
 )
 
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder for everything a run makes.")
+    Path,
+    typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder for everything a run makes."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, such as train.epochs=1.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, such as train.epochs=1.")
+]
 
 DEFAULT_WORKSPACE = Path("workspace")
 
@@ -81,7 +84,8 @@ def champion(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = 
         lift = entry.lift
         interval = f" [{lift.low:+.3f}, {lift.high:+.3f}]" if lift.low is not None and lift.high is not None else ""
         mark = "*" if entry is line[-1] else " "
-        print(f"{mark} {entry.time}  {entry.recipe} turn {entry.turn}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
+        where = f"{entry.recipe} turn {entry.turn}"
+        print(f"{mark} {entry.time}  {where}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
 
 
 def demo_recipe() -> Path:
@@ -139,10 +143,14 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
         bar = "█" * round(width * max(0.0, min(1.0, mean)))
         print(f"{name:>8}  {mean:6.3f}  {bar:<{width}}  {mark}")
     print()
-    interval = "" if lift["low"] is None else f", {lift['confidence']:.0%} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
+    interval = (
+        "" if lift["low"] is None else f", {lift['confidence']:.0%} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
+    )
     print(f"champion − base on {lift['tasks']} held-out tasks: {lift['mean']:+.3f}{interval}")
     done = len(table.rows) - table.cached
-    again = "nothing had changed, nothing was done again" if done == 0 else f"{done} stages ran, {table.cached} were cached"
+    again = (
+        "nothing had changed, nothing was done again" if done == 0 else f"{done} stages ran, {table.cached} were cached"
+    )
     print(f"{again}; {seconds:.0f} s")
     print(f"report: {_shown(report)}")
 

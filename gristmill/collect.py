@@ -63,7 +63,9 @@ def collect(
 
         policy = load(policy_folder, device=device)
         prompts = [task["responses_create_params"]["input"] for task in tasks]
-        lengths = [len(ids) for ids in policy.tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]]
+        lengths = [
+            len(ids) for ids in policy.tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]
+        ]
         for number, members in enumerate(generate.batches(lengths, sampling.batch_size)):
             if number in done:
                 continue

@@ -100,7 +100,9 @@ def _load(db: duckdb.DuckDBPyConnection, tables: Sequence[Sequence[Path]]) -> No
             )
             values.append(str(path))
     db.execute(
-        "CREATE TEMP TABLE usable AS SELECT * FROM (" + " UNION ALL BY NAME ".join(parts) + ") WHERE drop_reason IS NULL",
+        "CREATE TEMP TABLE usable AS SELECT * FROM ("
+        + " UNION ALL BY NAME ".join(parts)
+        + ") WHERE drop_reason IS NULL",
         values,
     )
 
@@ -119,7 +121,8 @@ def _condition(db: duckdb.DuckDBPyConnection, where: str | None) -> str:
         near = difflib.get_close_matches(unknown, columns, n=3) if unknown else []
         hint = f"; did you mean {' or '.join(near)}" if near else ""
         raise RecipeError(
-            f"curate.where: {where!r} is not a condition ({str(error).splitlines()[0]}){hint}; columns: {', '.join(columns)}"
+            f"curate.where: {where!r} is not a condition ({str(error).splitlines()[0]}){hint}; "
+            f"columns: {', '.join(columns)}"
         ) from None
     return where
 

@@ -29,9 +29,7 @@ PROVENANCE = "provenance.parquet"
 _BATCH = 4096  # rows converted and written at a time
 
 
-def write_sft(
-    selection: Path, tables: Sequence[Sequence[Path]], counted: dict[str, Any], out: Path
-) -> dict[str, Any]:
+def write_sft(selection: Path, tables: Sequence[Sequence[Path]], counted: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write prompt-completion rows for supervised fine-tuning.
 
     Args:
@@ -49,7 +47,12 @@ def write_sft(
     messages = pa.list_(pa.json_())
     schema = pa.schema([("prompt", messages), ("completion", messages), ("tools", messages), ("meta", pa.json_())])
     origin = pa.schema(
-        [("row", pa.int64()), ("rollout_id", pa.string()), ("task_key", pa.string()), ("reward", pa.float64())]
+        [
+            ("row", pa.int64()),
+            ("rollout_id", pa.string()),
+            ("task_key", pa.string()),
+            ("reward", pa.float64()),
+        ]
     )
     lost: Counter[str] = Counter()
     written = 0
@@ -69,7 +72,10 @@ def write_sft(
                     continue
                 rows.append(_sft_row(conversation, chosen))
                 origins.append(
-                    {"row": written + len(origins), **{k: chosen[k] for k in ("rollout_id", "task_key", "reward")}}
+                    {
+                        "row": written + len(origins),
+                        **{k: chosen[k] for k in ("rollout_id", "task_key", "reward")},
+                    }
                 )
             written += len(rows)
             rows_to.write_table(_table(rows, schema))

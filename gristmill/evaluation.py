@@ -8,7 +8,8 @@ they are counted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +56,16 @@ class Evaluation(BaseModel):
     mean_answer_chars: float
 
 
+def scored(table: Sequence[Path]) -> Iterator[Scored]:
+    """The usable rollouts of a rollout table (its Parquet files)."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for path in table:
+        rows = pq.read_table(path, columns=list(Scored._fields), filters=pc.field("drop_reason").is_null())
+        yield from (Scored(**row) for row in rows.to_pylist())
+
+
 def evaluate(
     policy: ArtifactRef,
     tasks: ArtifactRef,
@@ -71,10 +82,10 @@ def evaluate(
     """
     rewards: dict[int, list[float]] = defaultdict(list)
     cut = chars = count = 0
-    for row in rollouts:
-        rewards[row.task_index].append(row.reward)
-        cut += row.truncated
-        chars += row.answer_chars
+    for rollout in rollouts:
+        rewards[rollout.task_index].append(rollout.reward)
+        cut += rollout.truncated
+        chars += rollout.answer_chars
         count += 1
     absent = [i for i in range(len(task_rows)) if i not in rewards]
     if absent:

@@ -60,10 +60,8 @@ def decide(lift: Estimate, recipe: PromoteRecipe) -> Decision:
             reason = f"lift {lift.mean:+.3f}, {interval}: not above {floor:+.3f}"
         else:
             verdict = Verdict.INCONCLUSIVE
-            reason = f"lift {lift.mean:+.3f}, {interval}: it includes {floor:+.3f}; more held-out tasks or samples could settle it"
-    return Decision(
-        verdict=verdict, lift=lift, min_effect=floor, confidence=recipe.confidence, reason=reason
-    )
+            reason = f"lift {lift.mean:+.3f}, {interval}: it includes {floor:+.3f}; more tasks could settle it"
+    return Decision(verdict=verdict, lift=lift, min_effect=floor, confidence=recipe.confidence, reason=reason)
 
 
 class Champion(BaseModel):

@@ -40,7 +40,9 @@ class EnvironmentRecipe(Section):
 
     name: Literal["arithmetic"] = Field("arithmetic", description="The embedded procedural environment.")
     tasks: int = Field(96, ge=1, description="Training tasks a turn; every turn gets fresh ones.")
-    heldout: int = Field(64, ge=2, description="Held-out tasks, the same in every turn, disjoint from training by content.")
+    heldout: int = Field(
+        64, ge=2, description="Held-out tasks, the same in every turn, disjoint from training by content."
+    )
 
 
 class SamplingRecipe(Section):
@@ -59,7 +61,9 @@ class CurateRecipe(Section):
     min_reward: float | None = Field(1.0, description="Keep rollouts with at least this reward; null keeps all.")
     where: str | None = Field(None, description="A further SQL condition over the rollout table's columns.")
     deduplicate: bool = Field(True, description="Keep one of equal answers to the same task.")
-    per_task: int | None = Field(4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first.")
+    per_task: int | None = Field(
+        4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first."
+    )
     data: Literal["accumulate", "replace"] = Field(
         "accumulate", description="Train on the rollouts of all turns so far, or of this turn only."
     )
@@ -76,7 +80,9 @@ class ChecksRecipe(Section):
     """When data is too poor to spend training on it."""
 
     min_examples: int = Field(16, ge=1, description="Fewer training rows stop the run.")
-    max_truncated: float = Field(0.5, ge=0, le=1, description="A larger share of cut answers in the rollouts stops the run.")
+    max_truncated: float = Field(
+        0.5, ge=0, le=1, description="A larger share of cut answers in the rollouts stops the run."
+    )
 
 
 class TrainRecipe(Section):
@@ -268,6 +274,5 @@ def _field(path: Sequence[str]) -> FieldInfo | None:
 
 
 def _yaml_type(value: Any) -> str:
-    return {dict: "mapping", list: "list", str: "text"}.get(type(value), type(value).__name__)
-
-
+    names: dict[str, str] = {"dict": "mapping", "str": "text"}
+    return names.get(type(value).__name__, type(value).__name__)

@@ -45,7 +45,9 @@ def mean_reward(rewards: Mapping[str, Sequence[float]], confidence: float = 0.95
 
 
 def paired_difference(
-    challenger: Mapping[str, Sequence[float]], champion: Mapping[str, Sequence[float]], confidence: float = 0.95
+    challenger: Mapping[str, Sequence[float]],
+    champion: Mapping[str, Sequence[float]],
+    confidence: float = 0.95,
 ) -> Estimate:
     """Mean over the common tasks of (challenger's task mean − champion's task mean).
 
@@ -72,9 +74,7 @@ def _interval(values: np.ndarray, samples: int, confidence: float) -> Estimate:
 
     error = float(values.std(ddof=1) / np.sqrt(n))
     margin = float(stdtrit(n - 1, 0.5 + confidence / 2)) * error
-    return Estimate(
-        mean=mean, low=mean - margin, high=mean + margin, standard_error=error, tasks=n, samples=samples
-    )
+    return Estimate(mean=mean, low=mean - margin, high=mean + margin, standard_error=error, tasks=n, samples=samples)
 
 
 def _require(rewards: Mapping[str, Sequence[float]]) -> None:

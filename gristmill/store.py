@@ -128,7 +128,9 @@ class Store:
         """
         folder = self.root / ref.location
         if not (folder / MANIFEST).is_file():
-            raise ArtifactMissing(f"{ref.location} is not in workspace {self.root.name}; run the command again to remake it")
+            raise ArtifactMissing(
+                f"{ref.location} is not in workspace {self.root.name}; run the command again to remake it"
+            )
         return folder
 
     def exists(self, ref: ArtifactRef) -> bool:

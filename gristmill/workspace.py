@@ -82,14 +82,17 @@ class Workspace:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoreError(f"workspace {self.root} cannot be written: {error.strerror}; choose another with --workspace") from error
+            raise StoreError(
+                f"workspace {self.root} cannot be written: {error.strerror}; choose another with --workspace"
+            ) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
                 raise WorkspaceBusy(
-                    f"workspace {self.root} is in use by process {holder}; wait for it, or choose another with --workspace"
+                    f"workspace {self.root} is in use by process {holder}; "
+                    "wait for it, or choose another with --workspace"
                 ) from None
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)

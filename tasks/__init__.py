@@ -1,0 +1,1 @@
+"""The Prefect tasks: one module a step, thin around library calls."""

@@ -8,11 +8,11 @@ which Prefect takes for a miss (facts: `ResultStore._exists` swallows the error 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
-from prefect import Task, task
+from prefect import State, Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
@@ -22,6 +22,8 @@ from gristmill import progress
 from gristmill.artifact import ArtifactRef, summary
 from gristmill.identity import digest
 from gristmill.workspace import Workspace
+
+P = ParamSpec("P")
 
 
 @dataclass
@@ -54,7 +56,9 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot be a cached task's input; pass an ArtifactRef or a recipe section")
+    raise TypeError(
+        f"a {type(value).__name__} cannot be a cached task's input; pass an ArtifactRef or a recipe section"
+    )
 
 
 class RefSerializer(JSONSerializer):
@@ -83,23 +87,22 @@ def refs_in(value: Any) -> Iterator[ArtifactRef]:
             yield from refs_in(item)
 
 
-def step(name: str, *, version: str = "1", retries: int = 0) -> Any:
+def step(name: str, *, version: str = "1") -> Callable[[Callable[P, ArtifactRef]], Task[P, ArtifactRef]]:
     """Decorator: a cached Prefect task that takes references and settings and returns a reference."""
 
-    def decorate(function: Any) -> Task[Any, Any]:
+    def decorate(function: Callable[P, ArtifactRef]) -> Task[P, ArtifactRef]:
         return task(
             name=name,
             cache_policy=ContentKey(version=version),
             persist_result=True,
             result_serializer=RefSerializer(),
             cache_result_in_memory=False,
-            retries=retries,
         )(function)
 
     return decorate
 
 
-def run(step: Task[Any, Any], turn: int, label: str, **inputs: Any) -> Any:
+def run(step: Task[..., ArtifactRef], turn: int, label: str, /, **inputs: Any) -> ArtifactRef:
     """Call a step from a flow: results go to the current workspace, and whoever watches is told.
 
     Raises:
@@ -109,13 +112,11 @@ def run(step: Task[Any, Any], turn: int, label: str, **inputs: Any) -> Any:
     with progress.stage(turn, label):
         progress.emit("running")
         bound = step.with_options(result_storage=workspace.results, task_run_name=f"{label}-{turn}")
-        state = bound(**inputs, return_state=True)
+        state: State[ArtifactRef] = bound(**inputs, return_state=True)
         if not state.is_completed():
             progress.emit("failed")
-            return state.result()
-        result = state.result()
+        result = state.result()  # raises what the step raised
         cached = state.name == "Cached"
-        note = summary(workspace.store.manifest(result)) if isinstance(result, ArtifactRef) else ""
-        progress.emit("cached" if cached else "done", note=note)
+        progress.emit("cached" if cached else "done", note=summary(workspace.store.manifest(result)))
         workspace.record({"turn": turn, "stage": label, "cached": cached, "result": str(result)})
         return result

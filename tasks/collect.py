@@ -56,7 +56,9 @@ def collect_rollouts(
     store = workspace.store
     rows = task_rows(tasks)
     settings = {"environment": environment_name, "seed": seed, **sampling.model_dump(mode="json")}
-    work = workspace.work(f"collect-{digest({'policy': policy.digest, 'tasks': tasks.digest, 'settings': settings})[:32]}")
+    work = workspace.work(
+        f"collect-{digest({'policy': policy.digest, 'tasks': tasks.digest, 'settings': settings})[:32]}"
+    )
     with store.draft("rollouts") as draft:
         counts = collecting.collect(
             rows,

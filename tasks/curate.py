@@ -19,9 +19,7 @@ def curate_rollouts(tables: list[ArtifactRef], settings: CurateRecipe) -> Artifa
     counted = [store.manifest(table).counts for table in tables]
     with store.draft("selection") as draft:
         counts = curate(table_files(tables), counted, settings, draft.path)
-        ref = draft.commit(
-            stage="curate", parents=tables, settings=settings.model_dump(mode="json"), counts=counts
-        )
+        ref = draft.commit(stage="curate", parents=tables, settings=settings.model_dump(mode="json"), counts=counts)
     rows = [{"reason": "kept", "rollouts": counts["rows_kept"]}]
     rows += [{"reason": reason, "rollouts": count} for reason, count in counts["dropped"].items()]
     create_table_artifact(rows, key="funnel", description=f"{counts['rows_read']} rollouts read for {ref}")

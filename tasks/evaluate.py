@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gristmill.artifact import ArtifactRef
-from gristmill.evaluation import FILE, Evaluation, Scored, evaluate
-from gristmill.table import scores
+from gristmill.evaluation import FILE, Evaluation, evaluate, scored
 from gristmill.workspace import Workspace
 from tasks.caching import step
 from tasks.collect import task_rows
@@ -22,7 +21,7 @@ def evaluate_policy(
         policy,
         tasks,
         task_rows(tasks),
-        (Scored(*row) for row in scores(files)),
+        scored(files),
         samples=samples,
         confidence=confidence,
     )
@@ -32,7 +31,11 @@ def evaluate_policy(
             stage="evaluate",
             parents=[policy, tasks, table],
             settings={"samples": samples, "confidence": confidence},
-            counts={"mean_reward": result.estimate.mean, "expected": result.expected, "missing": result.missing},
+            counts={
+                "mean_reward": result.estimate.mean,
+                "expected": result.expected,
+                "missing": result.missing,
+            },
         )
 
 

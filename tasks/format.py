@@ -17,7 +17,10 @@ def format_dataset(selection: ArtifactRef, tables: list[ArtifactRef], settings: 
     store = Workspace.current().store
     with store.draft("dataset") as draft:
         counts = write_sft(
-            store.path(selection) / SELECTION, table_files(tables), store.manifest(selection).counts, draft.path
+            store.path(selection) / SELECTION,
+            table_files(tables),
+            store.manifest(selection).counts,
+            draft.path,
         )
         return draft.commit(
             stage="format",

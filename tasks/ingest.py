@@ -8,6 +8,7 @@ from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.collect import ROLLOUTS
 from gristmill.ingest import ingest
+from gristmill.table import parts
 from gristmill.workspace import Workspace
 from tasks.caching import step
 
@@ -33,4 +34,4 @@ def ingest_rollouts(rollouts: ArtifactRef) -> ArtifactRef:
 def table_files(tables: list[ArtifactRef]) -> list[list[Any]]:
     """The Parquet files of each table, in row order."""
     store = Workspace.current().store
-    return [sorted(store.path(table).glob("*.parquet")) for table in tables]
+    return [parts(store.path(table)) for table in tables]

@@ -1,0 +1,273 @@
+"""Fill a run's report from the store: evaluations, decisions, funnels, losses and transcripts.
+
+Reads artifacts and their manifests; returns the `RunReport` that `report.render` draws and the `Summary` that
+`--json` prints. Transcripts are taken evenly over the held-out tasks, not picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from gristmill import chat
+from gristmill.artifact import ArtifactRef, Manifest
+from gristmill.evaluation import FILE as EVALUATION
+from gristmill.evaluation import Evaluation, lift
+from gristmill.loop import Turn
+from gristmill.promotion import Decision, Verdict
+from gristmill.recipe import Recipe
+from gristmill.report import (
+    Answer,
+    ArtifactRow,
+    CategoryRow,
+    Funnel,
+    Gate,
+    Histogram,
+    RunReport,
+    StageRow,
+    Transcript,
+    TurnReport,
+)
+from gristmill.statistics import Estimate, paired_difference
+from gristmill.store import Store
+
+_TRANSCRIPTS = 6
+
+
+class TurnSummary(BaseModel):
+    """A turn for programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    turn: int
+    mean_reward: float
+    promoted: bool
+    verdict: Verdict
+    examples: int
+    checkpoint: str
+    dataset: str
+
+
+class Lift(BaseModel):
+    """Champion − base on the held-out tasks; `low` and `high` are null where one task allows no interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float | None
+    high: float | None
+    confidence: float
+    tasks: int
+
+
+class Summary(BaseModel):
+    """A run for programs: what `--json` prints, less what only the process knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    base: Estimate
+    turns: tuple[TurnSummary, ...]
+    lift: Lift
+    champion: str
+
+
+class Built(BaseModel):
+    """Both views of one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report: RunReport
+    summary: Summary
+
+
+def build(
+    store: Store,
+    recipe: Recipe,
+    *,
+    base: ArtifactRef,
+    base_evaluation: ArtifactRef,
+    base_table: ArtifactRef,
+    turns: Sequence[Turn],
+) -> Built:
+    """Everything that a finished run has to show."""
+    confidence = recipe.promote.confidence
+    start = _evaluation(store, base_evaluation)
+    promoted = [turn for turn in turns if turn.promoted]
+    final = _evaluation(store, promoted[-1].evaluation) if promoted else start
+    final_table = promoted[-1].heldout_table if promoted else base_table
+    names = {base: recipe.policy.model} | {turn.checkpoint: f"turn {turn.turn}" for turn in turns}
+    # A challenger may be the champion's equal to the byte; the earlier name stays with it.
+    total = lift(final, start, confidence)
+    report = RunReport(
+        title=recipe.name,
+        run_id=recipe.digest[:12],
+        base=recipe.policy.model,
+        environment=recipe.environment.name,
+        turns=tuple(_turn(store, turn, names) for turn in turns),
+        base_score=start.estimate,
+        lift=total if promoted else None,
+        confidence=confidence,
+        categories=_categories(start, final, confidence, store),
+        transcripts=_transcripts(store, start.tasks, base_table, final_table),
+        stages=tuple(_stages(store, base_evaluation, turns)),
+        artifacts=tuple(_artifacts(base, turns)),
+        recipe=recipe.yaml(),
+        versions=store.manifest(base_evaluation).environment | {"gristmill": store.manifest(base_evaluation).gristmill},
+    )
+    summary = Summary(
+        recipe=recipe.name,
+        base=start.estimate,
+        turns=tuple(
+            TurnSummary(
+                turn=turn.turn,
+                mean_reward=_evaluation(store, turn.evaluation).estimate.mean,
+                promoted=turn.promoted,
+                verdict=_decision(store, turn.decision).verdict,
+                examples=store.manifest(turn.dataset).counts["examples"],
+                checkpoint=turn.checkpoint.digest,
+                dataset=turn.dataset.digest,
+            )
+            for turn in turns
+        ),
+        lift=Lift(mean=total.mean, low=total.low, high=total.high, confidence=confidence, tasks=total.tasks),
+        champion=(promoted[-1].checkpoint if promoted else base).digest,
+    )
+    return Built(report=report, summary=summary)
+
+
+def _evaluation(store: Store, ref: ArtifactRef) -> Evaluation:
+    return Evaluation.model_validate(store.read_json(ref, EVALUATION))
+
+
+def _decision(store: Store, ref: ArtifactRef) -> Decision:
+    value = store.read_json(ref, "decision.json")
+    return Decision.model_validate({name: value[name] for name in Decision.model_fields})
+
+
+def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport:
+    counts = store.manifest(turn.dataset).counts
+    rewards = counts["rewards"]
+    histogram = rewards["histogram"]
+    return TurnReport(
+        turn=turn.turn,
+        challenger=f"turn {turn.turn}",
+        score=_evaluation(store, turn.evaluation).estimate,
+        gate=Gate(
+            champion=names[turn.champion],
+            champion_score=_evaluation(store, turn.champion_evaluation).estimate,
+            decision=_decision(store, turn.decision),
+        ),
+        funnel=Funnel(
+            rows_read=counts["rows_read"],
+            rows_kept=counts["rows_kept"],
+            dropped=counts["dropped"],
+            examples=counts["examples"],
+        ),
+        rewards=Histogram(edges=histogram["edges"], counts=histogram["counts"], mean=rewards["mean"])
+        if histogram["edges"]
+        else None,
+        loss=tuple(store.manifest(turn.checkpoint).counts["loss"]),
+    )
+
+
+def _categories(before: Evaluation, after: Evaluation, confidence: float, store: Store) -> tuple[CategoryRow, ...]:
+    types = _types(store, before.tasks)
+    rows = []
+    for old, new in zip(before.categories, after.categories, strict=True):
+        keys = [key for key in before.rewards if types[int(key)] == old.name]
+        change = paired_difference(
+            {key: after.rewards[key] for key in keys}, {key: before.rewards[key] for key in keys}, confidence
+        )
+        rows.append(CategoryRow(category=old.name, before=old.estimate, after=new.estimate, lift=change))
+    return tuple(rows)
+
+
+def _types(store: Store, tasks: ArtifactRef) -> list[str]:
+    return [str(row.get("task_type") or "all") for row in _task_rows(store, tasks)]
+
+
+def _task_rows(store: Store, tasks: ArtifactRef) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (store.path(tasks) / "tasks.jsonl").read_bytes().splitlines()]
+
+
+def _transcripts(store: Store, tasks: ArtifactRef, before: ArtifactRef, after: ArtifactRef) -> tuple[Transcript, ...]:
+    rows = _task_rows(store, tasks)
+    chosen = sorted({round(i * (len(rows) - 1) / max(1, _TRANSCRIPTS - 1)) for i in range(_TRANSCRIPTS)})
+    old, new = _first_answers(store, before, chosen), _first_answers(store, after, chosen)
+    return tuple(
+        Transcript(
+            task=f"held-out task {index}",
+            question=_question(rows[index]),
+            before=old[index],
+            after=new[index],
+            category=str(rows[index].get("task_type") or ""),
+        )
+        for index in chosen
+        if index in old and index in new
+    )
+
+
+def _first_answers(store: Store, table: ArtifactRef, tasks: list[int]) -> dict[int, Answer]:
+    """The first sample of each task, as the policy wrote it."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    wanted = [("rollout_index", "==", 0), ("task_index", "in", tasks)]
+    for path in sorted(store.path(table).glob("*.parquet")):
+        for row in pq.read_table(path, columns=["task_index", "reward", "raw"], filters=wanted).to_pylist():
+            try:
+                text = chat.answer_text(chat.convert(orjson.loads(row["raw"])))
+            except chat.Unrepresentable as problem:
+                text = f"({problem})"
+            found[row["task_index"]] = Answer(text=text, reward=row["reward"])
+    return found
+
+
+def _question(task: dict[str, Any]) -> str:
+    asked = task["responses_create_params"]["input"]
+    return asked if isinstance(asked, str) else str(asked[-1]["content"])
+
+
+def _stages(store: Store, base_evaluation: ArtifactRef, turns: Sequence[Turn]) -> list[StageRow]:
+    """One row for each artifact of the run, with the seconds that it took when it was made."""
+    rows = [_stage(store.manifest(base_evaluation), None)]
+    for turn in turns:
+        for ref in (
+            turn.rollouts,
+            turn.table,
+            turn.selection,
+            turn.dataset,
+            turn.checkpoint,
+            turn.heldout_table,
+            turn.evaluation,
+            turn.decision,
+        ):
+            rows.append(_stage(store.manifest(ref), turn.turn))
+    return rows
+
+
+def _stage(manifest: Manifest, turn: int | None) -> StageRow:
+    return StageRow(
+        stage=manifest.stage,
+        turn=turn,
+        cached=False,
+        seconds=manifest.seconds,
+        kind=manifest.kind,
+        digest=manifest.digest,
+    )
+
+
+def _artifacts(base: ArtifactRef, turns: Sequence[Turn]) -> list[ArtifactRow]:
+    rows = [ArtifactRow(label="base policy", kind=base.kind, digest=base.digest)]
+    for turn in turns:
+        for label, ref in (
+            ("dataset", turn.dataset),
+            ("checkpoint", turn.checkpoint),
+            ("evaluation", turn.evaluation),
+        ):
+            rows.append(ArtifactRow(label=f"turn {turn.turn} {label}", kind=ref.kind, digest=ref.digest))
+    return rows

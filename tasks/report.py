@@ -1,0 +1,40 @@
+"""Step: the run's page and summary."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_markdown_artifact
+
+from gristmill.artifact import ArtifactRef
+from gristmill.loop import Turn
+from gristmill.recipe import Recipe
+from gristmill.report import headline, render
+from gristmill.run_report import build
+from gristmill.workspace import Workspace
+from tasks.caching import step
+
+PAGE = "report.html"
+SUMMARY = "summary.json"
+
+
+@step("report")
+def write_report(
+    recipe: Recipe,
+    base: ArtifactRef,
+    base_evaluation: ArtifactRef,
+    base_table: ArtifactRef,
+    turns: list[Turn],
+) -> ArtifactRef:
+    """Write `report.html` and `summary.json`."""
+    store = Workspace.current().store
+    built = build(store, recipe, base=base, base_evaluation=base_evaluation, base_table=base_table, turns=turns)
+    with store.draft("report") as draft:
+        (draft.path / PAGE).write_text(render(built.report), encoding="utf-8")
+        draft.write_json(SUMMARY, built.summary)
+        ref = draft.commit(
+            stage="report",
+            parents=[base_evaluation, *(ref for turn in turns for ref in (turn.evaluation, turn.decision))],
+            settings=recipe.resolved(),
+        )
+    words = headline(built.report)
+    create_markdown_artifact(f"## {words.claim}\n\n{words.evidence}\n\nPage: `{ref.location}/{PAGE}`", key="report")
+    return ref

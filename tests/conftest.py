@@ -1,0 +1,56 @@
+"""Fixtures for all tests: no network, no telemetry, a cache of their own, and one Prefect server when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real rollouts beside the checkout, where there are some."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "rollouts"
+    if not path.is_dir():
+        pytest.skip("no ../shared/rollouts here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Prefect server with its database in memory; settings of this process point to it."""
+    from flows.server import EmbeddedServer
+
+    home = tmp_path_factory.mktemp("prefect")
+    os.environ["PREFECT_HOME"] = str(home)
+    server = EmbeddedServer(home)
+    try:
+        server.wait()
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            PREFECT_LOGGING_TO_API_ENABLED,
+            temporary_settings,
+        )
+
+        settings = {
+            PREFECT_API_URL: server.url,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            PREFECT_LOGGING_TO_API_ENABLED: False,
+        }
+        with temporary_settings(settings):
+            yield server.url
+    finally:
+        server.stop()

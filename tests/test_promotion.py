@@ -1,0 +1,57 @@
+"""The gate and the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gristmill.artifact import ArtifactRef
+from gristmill.promotion import Champion, Verdict, champions, decide, register
+from gristmill.recipe import PromoteRecipe
+from gristmill.statistics import Estimate
+from gristmill.workspace import Workspace
+
+
+def lift(mean: float, low: float | None, high: float | None) -> Estimate:
+    return Estimate(mean=mean, low=low, high=high, standard_error=None, tasks=10, samples=80)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "min_effect", "verdict"),
+    [
+        (lift(0.3, 0.1, 0.5), 0.0, Verdict.PROMOTED),
+        (lift(0.3, 0.1, 0.5), 0.2, Verdict.INCONCLUSIVE),
+        (lift(0.3, 0.0, 0.6), 0.0, Verdict.INCONCLUSIVE),  # touching is not exceeding
+        (lift(-0.3, -0.5, -0.1), 0.0, Verdict.REJECTED),
+        (lift(0.0, 0.0, 0.0), 0.0, Verdict.REJECTED),
+        (lift(0.9, None, None), 0.0, Verdict.INCONCLUSIVE),  # one task proves nothing
+    ],
+)
+def test_only_a_lower_bound_above_the_floor_promotes(estimate: Estimate, min_effect: float, verdict: Verdict) -> None:
+    decision = decide(estimate, PromoteRecipe(min_effect=min_effect))
+    assert decision.verdict is verdict
+    assert decision.promoted is (verdict is Verdict.PROMOTED)
+    assert decision.reason
+
+
+def champion(turn: int, digit: str) -> Champion:
+    return Champion(
+        recipe="r",
+        recipe_digest="d",
+        turn=turn,
+        checkpoint=ArtifactRef(kind="checkpoint", digest=digit * 64),
+        replaced=ArtifactRef(kind="checkpoint", digest="0" * 64),
+        decision=ArtifactRef(kind="decision", digest="f" * 64),
+        lift=lift(0.3, 0.1, 0.5),
+        time="2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_a_decision_enters_the_registry_once(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert champions(workspace) == []
+    assert register(workspace, champion(1, "a"))
+    assert not register(workspace, champion(1, "a"))
+    assert register(workspace, champion(2, "b"))
+    assert [c.turn for c in champions(workspace)] == [1, 2]

@@ -1,0 +1,90 @@
+"""Recipes: every shipped one is valid, and every mistake is one sentence that names the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gristmill.errors import RecipeError
+from gristmill.recipe import Recipe, build, load, with_overrides
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = load(path)
+    assert build(recipe.resolved()) == recipe
+
+
+def test_there_are_recipes() -> None:
+    assert "arithmetic" in {path.stem for path in RECIPES}
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(model: type, at: str) -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            kind = field.annotation
+            if isinstance(kind, type) and hasattr(kind, "model_fields"):
+                found += undocumented(kind, f"{at}{name}.")
+            elif not field.description:
+                found.append(at + name)
+        return found
+
+    assert undocumented(Recipe, "") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "message"),
+    [
+        ({"trian": {}}, [], r"`trian` is no field; did you mean `train`\? allowed here: name, seed"),
+        ({"train": {"epoch": 1}}, [], r"`train.epoch` is no field; did you mean `epochs`\?"),
+        ({}, ["train.epochs=x"], r"`train.epochs`: input should be a valid number.*found 'x'"),
+        ({}, ["turns=0"], r"`turns`: input should be greater than or equal to 1, found 0"),
+        ({}, ["turns=2.5"], r"`turns`: .*found 2.5"),
+        ({}, ["seed=true"], r"`seed`: .*found True"),
+        ({}, ["epochs"], r"expected key=value"),
+        ({"train": 3}, [], r"`train`: .*found 3"),
+        ({"train": 3}, ["train.epochs=1"], r"`train` is a value, not a section"),
+        ({"name": "Bad Name"}, [], r"`name`: .*found 'Bad Name'"),
+    ],
+)
+def test_mistakes_are_one_sentence(values: dict[str, object], overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        build(values, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_are_counted() -> None:
+    with pytest.raises(RecipeError, match="and 2 more problems"):
+        build({"a": 1, "b": 2, "c": 3})
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "{", "\x00"], ids=["list", "torn", "binary"])
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        load(path)
+
+
+def test_overrides_reach_nested_fields_and_keep_their_type() -> None:
+    recipe = build({"train": {"epochs": 3}}, ["train.learning_rate=1e-4", "curate.min_reward=null", "name=x"])
+    assert (recipe.train.epochs, recipe.train.learning_rate) == (3, 1e-4)
+    assert recipe.curate.min_reward is None
+    assert recipe.name == "x"
+
+
+def test_overrides_replace_single_fields_of_a_recipe() -> None:
+    recipe = build({"train": {"epochs": 3, "batch_size": 4}})
+    changed = with_overrides(recipe, {"train.epochs": 1})
+    assert (changed.train.epochs, changed.train.batch_size) == (1, 4)
+    with pytest.raises(RecipeError, match="no field"):
+        with_overrides(recipe, {"train.epoch": 1})
+
+
+def test_identity_follows_content() -> None:
+    assert build({}).digest == Recipe().digest
+    assert build({"seed": 1}).digest != Recipe().digest

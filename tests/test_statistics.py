@@ -1,0 +1,82 @@
+"""Estimates against closed forms, scipy and a bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gristmill.statistics import mean_reward, paired_difference
+
+task_rewards = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=4),
+    st.lists(st.floats(-100, 100, allow_nan=False), min_size=1, max_size=5),
+    min_size=2,
+    max_size=12,
+)
+
+
+def test_interval_is_students_t_over_task_means() -> None:
+    rewards = {"a": [1, 1, 0, 0], "b": [1, 1, 1, 1], "c": [0, 0, 0, 1], "d": [0, 0, 0, 0]}
+    found = mean_reward(rewards, 0.95)
+    means = [0.5, 1.0, 0.25, 0.0]
+    error = np.std(means, ddof=1) / 2
+    assert found.mean == pytest.approx(0.4375)
+    assert found.standard_error == pytest.approx(error)
+    assert found.high is not None
+    assert found.high - found.mean == pytest.approx(3.182446 * error, rel=1e-5)  # t(0.975, 3 degrees of freedom)
+    assert (found.tasks, found.samples) == (4, 16)
+
+
+def test_pairing_removes_what_the_tasks_have_in_common() -> None:
+    champion = {str(i): [float(i)] * 2 for i in range(20)}
+    challenger = {k: [v[0] + 0.5] * 2 for k, v in champion.items()}
+    found = paired_difference(challenger, champion)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+@given(task_rewards)
+def test_a_policy_does_not_differ_from_itself(rewards: dict[str, list[float]]) -> None:
+    found = paired_difference(rewards, rewards)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+
+
+@given(task_rewards, task_rewards)
+def test_exchanging_the_policies_mirrors_the_interval(a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
+    b = {key: b.get(key, [0.0]) for key in a}
+    one, other = paired_difference(a, b), paired_difference(b, a)
+    assert one.low is not None
+    assert other.high is not None
+    assert one.low == pytest.approx(-other.high, abs=1e-9)
+
+
+def test_the_bootstrap_agrees() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.2, 0.4, 80)
+    champion = {str(i): [0.0] for i in range(80)}
+    challenger = {str(i): [float(d)] for i, d in enumerate(differences)}
+    found = paired_difference(challenger, champion)
+    resampled = [rng.choice(differences, 80).mean() for _ in range(4000)]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+
+
+def test_one_task_gives_no_interval() -> None:
+    found = mean_reward({"a": [1.0, 0.0]})
+    assert (found.mean, found.low, found.high, found.standard_error) == (0.5, None, None, None)
+
+
+def test_only_common_tasks_are_paired() -> None:
+    found = paired_difference({"a": [1], "b": [1], "c": [9]}, {"a": [0], "b": [0], "d": [9]})
+    assert (found.mean, found.tasks) == (1.0, 2)
+    with pytest.raises(ValueError, match="no task in common"):
+        paired_difference({"a": [1]}, {"b": [1]})
+
+
+def test_nothing_to_average_is_refused() -> None:
+    with pytest.raises(ValueError, match="no tasks"):
+        mean_reward({})
+    with pytest.raises(ValueError, match="task a has no samples"):
+        mean_reward({"a": []})
