@@ -109,6 +109,8 @@ def run(step: Task[..., ArtifactRef], turn: int, label: str, /, **inputs: Any) -
         Whatever the step raised; a step never returns a failed state.
     """
     workspace = Workspace.current()
+    # Prefect only logs a key that cannot be computed, and runs uncached; here it is an error.
+    key_of(step.name, "", inputs)
     with progress.stage(turn, label):
         progress.emit("running")
         bound = step.with_options(result_storage=workspace.results, task_run_name=f"{label}-{turn}")
