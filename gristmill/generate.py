@@ -60,7 +60,9 @@ def generate(
         tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         for messages in conversations
     ]
-    encoded = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(policy.device)
+    encoded = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(
+        policy.device
+    )
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     ends = _end_tokens(policy)
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -77,7 +79,11 @@ def generate(
         # All but the last prompt token: generate() needs at least one token to start from.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
         cache = model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, use_cache=True, logits_to_keep=1
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
         ).past_key_values
         cache.batch_repeat_interleave(width)
         output = model.generate(
@@ -90,7 +96,10 @@ def generate(
     lengths = mask.sum(-1).tolist()
     groups = []
     for row, length in enumerate(lengths):
-        group = [_completion(tokenizer, tokens, ends, length) for tokens in answers[row * width : (row + 1) * width]]
+        group = [
+            _completion(tokenizer, tokens, ends, length)
+            for tokens in answers[row * width : (row + 1) * width]
+        ]
         groups.append(group * samples if greedy else group)
     return groups
 

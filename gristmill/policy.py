@@ -33,7 +33,9 @@ def load(folder: Path, device: str = "auto") -> Policy:
         UsageError: the folder holds no model, or the device is unknown or absent.
     """
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds no Hugging Face model: expected config.json, weights and a tokenizer in it.")
+        raise UsageError(
+            f"{folder} holds no Hugging Face model: expected config.json, weights and a tokenizer in it."
+        )
     _quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
