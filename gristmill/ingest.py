@@ -1,0 +1,431 @@
+"""Ingest: rollout files become the rollout table, in parallel and in flat memory.
+
+Reads `.jsonl`, plain or compressed (gzip, zstd; told by content), directories and globs. Writes Parquet parts
+(gristmill/table.py) into a folder that the caller made and will publish. Guarantees:
+
+* every line that is not blank is one row: rows_read = rows_kept + Σ dropped;
+* equal input gives equal bytes, with any number of workers: a part is a fixed stretch of the input, and what
+  crosses parts (line numbers, duplicates) is settled in the order of the input;
+* memory is bounded by a few parts; workers end with their parent, however it ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import gzip
+import hashlib
+import os
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from gristmill.errors import InputError
+from gristmill.part import Claim, Part, Segment, Settled, write_part
+from gristmill.reasons import DropReason
+from gristmill.rollout import Reader
+from gristmill.table import parts
+from gristmill.workers import Worker
+
+PART_BYTES = 32 << 20
+_ENDS = 1 << 20
+_PROBE = 4096
+_PARALLEL_FROM = 3 * PART_BYTES  # below this a second process costs more than it gives
+_SIDECARS = (
+    "_materialized_inputs.jsonl",
+    "_failures.jsonl",
+    "_reward_profiling.jsonl",
+    "_aggregate_metrics.json",
+    "_agent_metrics.json",
+)
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What became of the lines. `dropped` has the reasons that occurred; `examples` the first line of each."""
+
+    rows_read: int
+    rows_kept: int
+    dropped: dict[DropReason, int]
+    examples: dict[DropReason, tuple[str, int]]
+    tables: list[Path]
+    sources: list[dict[str, Any]]
+    """A file each: `name`, `sha256` (over the sha256 of each line, in order), `bytes` (uncompressed), `rows`."""
+
+
+# ---- finding files
+
+
+def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
+    """Resolve files, directories (searched through) and globs to rollout files, sidecars left out.
+
+    A file that is named is taken whatever its name. Each file comes once, in the order given, and within a
+    directory or a glob sorted.
+
+    Raises:
+        InputError: something named is not there, or holds no rollouts.
+    """
+    found: dict[Path, Path] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_rollout_name(p.name))
+            if not inside:
+                raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")
+        elif path.exists():
+            inside = [path]
+        elif glob.has_magic(str(given)):
+            inside = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
+            inside = [p for p in inside if p.is_file() and is_rollout_name(p.name)]
+            if not inside:
+                raise InputError(f"no rollout file matches {given}")
+        else:
+            raise InputError(f"no such file: {path}")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise InputError("no rollout files were given")
+    return list(found.values())
+
+
+def is_rollout_name(name: str) -> bool:
+    """Whether a file of this name in a directory holds rollouts (and is not a sidecar of some that do)."""
+    for suffix in (".gz", ".zst"):
+        name = name.removesuffix(suffix) if name.endswith(f".jsonl{suffix}") else name
+    return name.endswith(".jsonl") and not name.endswith(_SIDECARS)
+
+
+# ---- cutting the input into parts
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Each file's shortest telling name: relative to the folder that all of them share."""
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    shared = Path(os.path.commonpath([file.parent for file in absolute]))
+    return [file.relative_to(shared).as_posix() for file in absolute]
+
+
+def _run_of(path: Path) -> str:
+    """A file's identity by content: its size and its two ends, so that no file is read twice for it."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        seen = hashlib.sha256(str(size).encode() + b"\n" + file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        seen.update(file.read(_ENDS))
+    return seen.hexdigest()[:32]
+
+
+def _segments(source: int, name: str, path: Path) -> Iterator[tuple[Segment, int]]:
+    """A file's segments, each with the bytes of the file that it used up.
+
+    Cuts stand at the first line end at or after `PART_BYTES`, in the uncompressed text, so a file and its
+    compressed copies fall into the same parts.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+        file.seek(0)
+        segment = Segment(source, name, _run_of(path), str(path), 0, 0, None, True)
+        if magic[:2] == b"\x1f\x8b" or magic == b"\x28\xb5\x2f\xfd":
+            yield from _compressed(file, magic, segment)
+            return
+        _refuse_binary(path, file.read(_PROBE))
+        size = os.fstat(file.fileno()).st_size
+        start = 0
+        while start < size:
+            stop = _line_end(file, start + PART_BYTES - 1, size)
+            yield segment._replace(start=start, stop=stop, last=stop == size), stop - start
+            start = stop
+
+
+def _line_end(file: IO[bytes], position: int, size: int) -> int:
+    """The position after the first newline at or after `position`, or the file's size."""
+    if position >= size:
+        return size
+    file.seek(position)
+    while block := file.read(1 << 16):
+        if (at := block.find(b"\n")) >= 0:
+            return min(size, file.tell() - len(block) + at + 1)
+    return size
+
+
+def _compressed(file: IO[bytes], magic: bytes, segment: Segment) -> Iterator[tuple[Segment, int]]:
+    stream: Any
+    if magic[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=file)
+    else:
+        import pyarrow as pa
+
+        stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    pending = b""
+    used = start = 0
+    ended = False
+    while not ended:
+        blocks = [pending]
+        held = len(pending)
+        # searched from where a cut may stand; a line longer than a part is read on until it ends
+        while (cut := _cut(blocks, held)) < 0:
+            try:
+                block = stream.read(1 << 22)
+            except (OSError, EOFError, zlib.error) as error:
+                raise InputError(
+                    f"{segment.path} is damaged: it cannot be decompressed beyond byte {start + held} of its text "
+                    f"({error}); decompress what can be saved and name that file instead"
+                ) from None
+            if not block:
+                ended = True
+                cut = held
+                break
+            blocks.append(block)
+            held += len(block)
+        text = b"".join(blocks)
+        if start == 0:
+            _refuse_binary(Path(segment.path), text[:_PROBE])
+        pending = text[cut:]
+        if cut:
+            now = file.tell()
+            last = ended or not (pending or (pending := stream.read(1 << 22)))
+            yield segment._replace(start=start, stop=start + cut, data=text[:cut], last=last), now - used
+            used, start, ended = now, start + cut, last
+
+
+def _cut(blocks: list[bytes], held: int) -> int:
+    """Where the text so far can be cut, or -1. Only the newest block has places not looked at before."""
+    if held < PART_BYTES:
+        return -1
+    base = held - len(blocks[-1])
+    at = blocks[-1].find(b"\n", max(0, PART_BYTES - 1 - base))
+    return base + at + 1 if at >= 0 else -1
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    if b"\x00" in head:
+        raise InputError(
+            f"{path} is a binary file; expected JSON lines, plain or compressed with gzip or zstd"
+        )
+
+
+def _parts(files: Sequence[Path], out: Path) -> Iterator[Part]:
+    """The input as parts of about `PART_BYTES`; small files share one. Depends on the files alone."""
+    names = _names(files)
+    number = size = progress = 0
+    held: list[Segment] = []
+    for source, path in enumerate(files):
+        try:
+            for segment, used in _segments(source, names[source], path):
+                if held and size + segment.stop - segment.start > PART_BYTES:
+                    yield Part(number, tuple(held), str(out), progress)
+                    number, size, held = number + 1, 0, []
+                held.append(segment)
+                size += segment.stop - segment.start
+                progress += used
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    if held:
+        yield Part(number, tuple(held), str(out), progress)
+
+
+# ---- settling what crosses parts
+
+
+class _Ledger:
+    """Settles claims in the order of the parts, whoever brings them first, and keeps the counts."""
+
+    def __init__(self, names: Sequence[str], progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._turn = threading.Condition()
+        self._next = 0
+        self._stopped = False
+        self._names = names
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lines = [0] * len(names)
+        self._bytes = [0] * len(names)
+        self._digests = [hashlib.sha256() for _ in names]
+        self.source_rows = [0] * len(names)
+        self._seen: set[bytes] = set()
+        self.rows = 0
+        self.dropped: Counter[DropReason] = Counter()
+        self.examples: dict[DropReason, tuple[str, int]] = {}
+
+    def settle(self, part: Part, claim: Claim) -> Settled:
+        with self._turn:
+            self._turn.wait_for(lambda: self._stopped or self._next == part.number)
+            if self._stopped:
+                raise _Stopped
+            first_lines: list[int] = []
+            duplicates: list[int] = []
+            position = 0
+            for segment, lines, rows in zip(part.segments, claim.lines, claim.rows, strict=True):
+                first = self._lines[segment.source] + 1
+                first_lines.append(first)
+                self._lines[segment.source] += lines
+                self._bytes[segment.source] += segment.stop - segment.start
+                self.source_rows[segment.source] += rows
+                self._digests[segment.source].update(b"".join(claim.digests[position : position + rows]))
+                for row in range(position, position + rows):
+                    reason = claim.reasons[row]
+                    if reason is None and self._repeats(claim.digests[row][:16], claim.identities[row]):
+                        duplicates.append(row)
+                        reason = DropReason.DUPLICATE_ROLLOUT
+                    if reason is not None:
+                        self.dropped[reason] += 1
+                        self.examples.setdefault(reason, (segment.name, first + claim.at[row]))
+                position += rows
+            self.rows += position
+            self._next += 1
+            self._turn.notify_all()
+        return Settled(first_lines, duplicates)
+
+    def _repeats(self, line: bytes, identity: bytes | None) -> bool:
+        """Whether a usable row is known already; it is known from now on."""
+        keys = [line] if identity is None else [line, hashlib.sha256(identity).digest()[:15]]
+        if any(key in self._seen for key in keys):
+            return True
+        self._seen.update(keys)
+        return False
+
+    def written(self, part: Part) -> None:
+        with self._turn:
+            self._done = max(self._done, part.progress)
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def stop(self) -> None:
+        with self._turn:
+            self._stopped = True
+            self._turn.notify_all()
+
+    def sources(self) -> list[dict[str, Any]]:
+        columns = zip(self._names, self._digests, self._bytes, self.source_rows, strict=True)
+        return [
+            {"name": name, "sha256": seen.hexdigest(), "bytes": size, "rows": rows}
+            for name, seen, size, rows in columns
+        ]
+
+
+class _Stopped(Exception):
+    """Another part failed; this one's result is not wanted."""
+
+
+# ---- ingest
+
+
+def ingest(
+    paths: Sequence[Path | str],
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    quarantine: Path | None = None,
+) -> IngestResult:
+    """Read rollout files into a rollout table.
+
+    Args:
+        paths: files, directories and globs, as `find_rollout_files` takes them.
+        out: an existing, empty folder. After an error what stands in it is of no use.
+        workers: processes, this one counted; as many as there are cores if not given, one for small input.
+        progress: called with (bytes of the files done, bytes in all), never from two threads at once.
+        quarantine: folder for the dropped lines, as `write_quarantine` writes them.
+
+    Raises:
+        InputError: a file is absent, unreadable, binary or damaged, or there is no row at all.
+    """
+    files = find_rollout_files(paths)
+    total = sum(file.stat().st_size for file in files)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if total < _PARALLEL_FROM:
+            workers = 1
+    ledger = _Ledger(_names(files), progress, total)
+    _write_parts(_parts(files, out), ledger, workers)
+    if not ledger.rows:
+        raise InputError(
+            f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row"
+        )
+    dropped = {reason: ledger.dropped[reason] for reason in DropReason if ledger.dropped[reason]}
+    result = IngestResult(
+        rows_read=ledger.rows,
+        rows_kept=ledger.rows - sum(dropped.values()),
+        dropped=dropped,
+        examples={reason: ledger.examples[reason] for reason in dropped},
+        tables=parts(out),
+        sources=ledger.sources(),
+    )
+    if quarantine is not None:
+        write_quarantine(result.tables, quarantine)
+    return result
+
+
+def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
+    """Write all parts, in this process and `workers - 1` children."""
+    taking = threading.Lock()
+    failures: list[BaseException] = []
+
+    def drain(write: Callable[[Part, Callable[[Claim], Settled]], None]) -> None:
+        try:
+            while not failures:
+                with taking:
+                    part = next(work, None)
+                if part is None:
+                    return
+                write(part, functools.partial(ledger.settle, part))
+                ledger.written(part)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            failures.append(error)
+            ledger.stop()
+
+    reader = Reader()
+    children: list[Worker] = []
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(workers - 1):
+            children.append(Worker())
+            threads.append(threading.Thread(target=drain, args=(children[-1].write,), daemon=True))
+            threads[-1].start()
+        drain(lambda part, settle: write_part(part, reader, settle))
+        for thread in threads:
+            thread.join()
+    finally:
+        ledger.stop()
+        for child in children:
+            child.close()
+    if failures:
+        raise failures[0]
+
+
+def write_quarantine(tables: Sequence[Path], folder: Path) -> int:
+    """Write the dropped lines of a table, byte for byte, and why.
+
+    `dropped.jsonl` has the lines as they stood in their files; the same line of `reasons.jsonl` has `reason`,
+    `source`, `line` and `rollout_id`. Returns how many.
+    """
+    import duckdb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with (
+        duckdb.connect() as db,
+        (folder / "dropped.jsonl").open("wb") as lines,
+        (folder / "reasons.jsonl").open("wb") as reasons,
+    ):
+        for path in tables:
+            rows = db.execute(
+                "SELECT raw, drop_reason AS reason, source, line, rollout_id FROM read_parquet(?) "
+                "WHERE drop_reason IS NOT NULL",
+                [str(path)],
+            )
+            while batch := rows.fetchmany(64):
+                for raw, *told in batch:
+                    lines.write(raw + b"\n")
+                    why = dict(zip(("reason", "source", "line", "rollout_id"), told, strict=True))
+                    reasons.write(orjson.dumps(why) + b"\n")
+                count += len(batch)
+    return count
