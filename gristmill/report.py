@@ -145,7 +145,7 @@ class StageRow(_Frozen):
 
     stage: str
     turn: int | None = Field(default=None, description="None for what belongs to no turn.")
-    cached: bool
+    cached: bool | None = Field(default=None, description="None where the page must not depend on it.")
     seconds: float = Field(ge=0)
     kind: str | None = None
     digest: str | None = None
@@ -182,7 +182,7 @@ class RunReport(_Frozen):
     @model_validator(mode="after")
     def _finite(self) -> RunReport:
         # Estimates come from elsewhere and may hold NaN; canonical JSON refuses it wherever it stands.
-        canonical(self.model_dump(mode="json"))
+        canonical(self.model_dump())
         return self
 
     @property

@@ -452,6 +452,15 @@ def test_an_absent_part_says_so_in_its_place() -> None:
     assert "Nothing was trained in this turn." in html and "No rollouts were scored in this turn." in html
 
 
+def test_stages_say_cached_or_ran_only_where_that_is_known() -> None:
+    report = a_report(2)  # the first turn's seven stages came from the cache
+    told = words(render(report))
+    assert "14 stages7 cached2 min 41 s" in told
+    unknown = tuple(stage.model_copy(update={"cached": None}) for stage in report.stages)
+    told = words(render(report.model_copy(update={"stages": unknown})))
+    assert "How long each stage took" in told and "cached" not in told
+
+
 def test_whole_digests_can_be_copied() -> None:
     page = Page(render(a_report(1)))
     assert "ab" * 32 in page.texts["code"]
