@@ -110,10 +110,9 @@ def make_tasks(count: int, seed: int, split: Split, turn: int = 0) -> list[dict[
 def verify(task: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     """Scores a response: reward 1.0 if it states the expected answer and no other, else 0.0.
 
-    The text that counts is the concatenated output text, at most its first 2,000 characters. The answer is the last
-    integer in it (decimal ASCII digits, optional minus; `1,234` is 1234). A response with more integers than
-    stating the problem and its answer takes has no extracted answer, so a list of guesses never scores; nor has one
-    whose last number is a fraction.
+    What counts is the concatenated output text, of at most 2,000 characters. The answer is the last number
+    in it, if that is an integer (ASCII digits, optional minus; `1,234` is 1234). A text with more than three numbers
+    (as `14 + 15 = 29` has) has no extracted answer, so that listing guesses does not score.
 
     Returns:
         `reward`, `extracted_answer` (canonical digits, or None), `expected_answer`, `task_type`.
@@ -218,17 +217,16 @@ _LIMIT = 2_000
 _MOST_NUMBERS = 3
 """`14 + 15 = 29` has three."""
 
-# Ten digits are more than any answer; longer runs are noise, and int() refuses very long ones.
-_NUMBER = re.compile(r"(?<![\d.])-?\d{1,3}(?:,\d{3})+(?![\d,])|-?\d+", re.ASCII)
+# A decimal point or a comma between digits belongs to the number. Bounded digits keep hostile text cheap.
+_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*", re.ASCII)
+_INTEGER = re.compile(r"-?(\d{1,10}|\d{1,3}(,\d{3}){1,2})", re.ASCII)
 
 
 def _extract(text: str) -> str | None:
-    found = list(_NUMBER.finditer(text[:_LIMIT]))
-    if not found or len(found) > _MOST_NUMBERS:
+    found = _NUMBER.findall(text) if len(text) <= _LIMIT else []
+    if not 1 <= len(found) <= _MOST_NUMBERS or not _INTEGER.fullmatch(found[-1]):
         return None
-    last = found[-1]
-    digits = last.group().replace(",", "")
-    return str(int(digits)) if len(digits) <= 10 else None
+    return str(int(found[-1].replace(",", "")))
 
 
 def _output_text(response: dict[str, Any]) -> str:
