@@ -22,7 +22,7 @@ from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
 from tasks.collect import base_policy, make_tasks
 from tasks.promote import read_decision
-from tasks.report import write_report
+from tasks.report import PAGE, write_report
 
 
 class Outcome(BaseModel):
@@ -86,6 +86,7 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
             base_table=measured.table,
             turns=turns,
         )
+        place.publish(place.store.path(report) / PAGE, place.page(recipe.name))
         return Outcome(champion=standing.champion, turns=tuple(turns), report=report)
 
 

@@ -106,7 +106,7 @@ def summary(manifest: Manifest) -> str:
         case "dataset":
             return f"{counts['examples']} examples"
         case "checkpoint" if "steps" in counts:
-            return f"{counts['steps']} steps, loss {counts['loss'][0]:.2f} → {counts['loss'][-1]:.2f}"
+            return f"{counts['steps']} steps, loss {counts['losses'][0]:.2f} → {counts['losses'][-1]:.2f}"
         case "evaluation":
             return f"mean reward {counts['mean_reward']:.3f}"
         case "decision":

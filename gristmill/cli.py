@@ -128,7 +128,7 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
 def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: float, as_json: bool) -> None:
     """The result: for people the curve and where the report lies, for programs one object."""
     result: dict[str, Any] = workspace.store.read_json(outcome.report, "summary.json")
-    report = workspace.root / "report.html"
+    report = workspace.page(result["recipe"])
     if as_json:
         result |= {"cached": table.cached, "seconds": round(seconds, 1), "report": str(report)}
         _print_json(result)

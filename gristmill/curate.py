@@ -50,12 +50,13 @@ def curate(
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         condition = _condition(db, recipe.where)
+        cut = "false" if recipe.keep_truncated else "truncated"
         keep_reward = "true" if recipe.min_reward is None else f"reward >= {float(recipe.min_reward)!r}"
         db.execute(
             f"""
             CREATE TEMP TABLE judged AS
             SELECT *,
-                CASE WHEN truncated THEN '{DropReason.TRUNCATED}'
+                CASE WHEN {cut} THEN '{DropReason.TRUNCATED}'
                      WHEN NOT ({keep_reward}) THEN '{DropReason.BELOW_REWARD}'
                      WHEN ({condition}) IS NOT TRUE THEN '{DropReason.FILTERED}' END AS reason,
                 coalesce(task_key, rollout_id) AS unit
@@ -136,7 +137,7 @@ def _write(db: duckdb.DuckDBPyConnection, path: Path) -> None:
     # through Arrow, because the condition's connection may not write files
     import pyarrow.parquet as pq
 
-    pq.write_table(db.execute("SELECT * FROM selection").to_arrow_table(), path, compression="zstd")
+    pq.write_table(db.sql("SELECT * FROM selection").to_arrow_table(), path, compression="zstd")
 
 
 def _counts(db: duckdb.DuckDBPyConnection, counted: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class CurateRecipe(Section):
 
     min_reward: float | None = Field(1.0, description="Keep rollouts with at least this reward; null keeps all.")
     where: str | None = Field(None, description="A further SQL condition over the rollout table's columns.")
+    keep_truncated: bool = Field(False, description="Keep answers that were cut at the length limit.")
     deduplicate: bool = Field(True, description="Keep one of equal answers to the same task.")
     per_task: int | None = Field(
         4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first."

@@ -170,7 +170,7 @@ def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport
         rewards=Histogram(edges=histogram["edges"], counts=histogram["counts"], mean=rewards["mean"])
         if histogram["edges"]
         else None,
-        loss=tuple(store.manifest(turn.checkpoint).counts["loss"]),
+        loss=tuple(store.manifest(turn.checkpoint).counts["losses"]),
     )
 
 

@@ -31,16 +31,16 @@ def train(job: TrlJob, *, on_step: Callable[[int, int, float], None] | None = No
     """Run a TRL job to its end.
 
     Args:
-        job: folders and settings; `job.output` must not exist yet.
+        job: folders and settings; `job.output` exists only if this very job made it.
         on_step: called with (step, steps in all, loss).
 
     Returns:
-        The trainer's final statistics (steps, train_loss, tokens, seconds, loss: one number a step).
+        The trainer's final statistics (steps, train_loss, tokens, seconds, losses: one a step).
 
     Raises:
         TrainingError: the trainer ended without a model; names the log and its last words.
     """
-    work = Path(job.work)
+    work = job.work
     work.mkdir(parents=True, exist_ok=True)
     config = work / "job.json"
     config.write_bytes(orjson.dumps(job.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
@@ -65,7 +65,7 @@ def train(job: TrlJob, *, on_step: Callable[[int, int, float], None] | None = No
             code = process.wait()
         finally:
             _end_group(process)
-    if code != 0 or final is None or not Path(job.output).is_dir():
+    if code != 0 or final is None or not job.output.is_dir():
         raise TrainingError(
             f"the {job.method} trainer ended with code {code} and no model: {_last_words(work / LOG)} "
             f"(whole log: {LOG} in {work}); fix the cause and run the same command again, it resumes"

@@ -3,6 +3,7 @@
     artifacts/      the store
     results/        Prefect's result records (small JSON files that point into the store)
     work/           unfinished collections and trainings, each under its own key; deleted when they finish
+    reports/        the latest page of each recipe
     journal.jsonl   one line per production, fsynced: the truth about what finished
     champions.jsonl who was promoted, when, on what evidence
     lock            held by `fcntl` while a run writes; the kernel frees it when its process dies
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -100,6 +102,17 @@ class Workspace:
             yield
         finally:
             os.close(handle)  # also frees the lock
+
+    def page(self, recipe: str) -> Path:
+        """Where the latest report of a recipe's runs lies, under a name that people can keep open."""
+        return self.root / "reports" / f"{recipe}.html"
+
+    def publish(self, source: Path, page: Path) -> None:
+        """Copy a finished page into place, all or nothing."""
+        page.parent.mkdir(parents=True, exist_ok=True)
+        temporary = page.with_suffix(".tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(page)
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""

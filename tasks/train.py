@@ -28,20 +28,18 @@ def train_policy(dataset: ArtifactRef, base: ArtifactRef, settings: TrainRecipe,
     }
     work = workspace.work(f"train-{digest(inputs)[:32]}")
     output = work / "model"
-    if output.exists():  # trained, then killed before it was stored: its checkpoints are still there
-        shutil.rmtree(output)
     job = TrlJob(
-        base=str(model.folder(store, base)),
-        data=str(store.path(dataset)),
-        output=str(output),
-        work=str(work / "trainer"),
+        base=model.folder(store, base),
+        data=store.path(dataset),
+        output=output,
+        work=work / "trainer",
         seed=seed,
         **settings.model_dump(),
     )
     final = train(job, on_step=lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}"))
     with store.draft("checkpoint") as draft:
         draft.adopt(output)
-        counts = {name: final[name] for name in ("steps", "tokens", "loss")}
+        counts = {name: final[name] for name in ("steps", "tokens", "losses")}
         ref = draft.commit(stage="train", parents=[dataset, base], settings=inputs, counts=counts)
     shutil.rmtree(work)
     return ref

@@ -40,8 +40,8 @@ def recipe(**changes: Any) -> Recipe:
         "policy": {"model": "tiny-random", "device": "cpu"},
         "environment": {"tasks": 6, "heldout": 4},
         "collect": {"samples": 2, "max_new_tokens": 4, "batch_size": 4},
-        "curate": {"min_reward": None, "where": None},
-        # Untrained answers are cut at the limit: the truncated share must not stop these runs.
+        # An untrained model never ends its answers: those that are cut must do.
+        "curate": {"min_reward": None, "keep_truncated": True},
         "checks": {"min_examples": 1, "max_truncated": 1.0},
         "train": {"epochs": 1, "batch_size": 4, "lora_rank": 2, "save_steps": 1},
         "evaluate": {"samples": 2, "max_new_tokens": 4, "batch_size": 4},
@@ -91,7 +91,7 @@ def test_the_page_and_the_summary_are_there(finished: tuple[Path, Any]) -> None:
     summary = store.read_json(outcome.report, "summary.json")
     assert [turn["turn"] for turn in summary["turns"]] == [1]
     assert {"mean", "low", "high"} <= summary["lift"].keys()
-    page = (workspace / "report.html").read_text()
+    page = Workspace(workspace).page("tiny").read_text()
     assert "turn 1" in page
     assert page == (store.path(outcome.report) / "report.html").read_text()
 
@@ -200,7 +200,7 @@ def test_killed_and_run_again_ends_as_if_undisturbed(
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    assert "report.html" not in os.listdir(workspace)
+    assert not Workspace(workspace).page("tiny").exists()
 
     process = command(workspace, prefect_server)
     out, log = process.communicate(timeout=300)
