@@ -27,9 +27,8 @@ from typing import IO, Any
 import orjson
 
 from gristmill.errors import InputError
-from gristmill.part import Claim, Part, Segment, Settled, write_part
+from gristmill.part import Claim, Part, PartWriter, Segment, Settled
 from gristmill.reasons import DropReason
-from gristmill.rollout import Reader
 from gristmill.table import parts
 from gristmill.workers import Worker
 
@@ -48,7 +47,7 @@ _SIDECARS = (
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What became of the lines. `dropped` has the reasons that occurred; `examples` the first line of each."""
+    """What became of the lines. `dropped` has reasons that occurred; `examples` the first line of each."""
 
     rows_read: int
     rows_kept: int
@@ -56,7 +55,7 @@ class IngestResult:
     examples: dict[DropReason, tuple[str, int]]
     tables: list[Path]
     sources: list[dict[str, Any]]
-    """A file each: `name`, `sha256` (over the sha256 of each line, in order), `bytes` (uncompressed), `rows`."""
+    """One a file: `name`, `sha256` (over its lines' sha256, in order), `bytes` (uncompressed), `rows`."""
 
 
 # ---- finding files
@@ -174,7 +173,7 @@ def _compressed(file: IO[bytes], magic: bytes, segment: Segment) -> Iterator[tup
                 block = stream.read(1 << 22)
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(
-                    f"{segment.path} is damaged: it cannot be decompressed beyond byte {start + held} of its text "
+                    f"{segment.path} is damaged: it cannot be decompressed beyond {start + held} bytes "
                     f"({error}); decompress what can be saved and name that file instead"
                 ) from None
             if not block:
@@ -382,7 +381,6 @@ def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
             failures.append(error)
             ledger.stop()
 
-    reader = Reader()
     children: list[Worker] = []
     threads: list[threading.Thread] = []
     try:
@@ -390,7 +388,7 @@ def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
             children.append(Worker())
             threads.append(threading.Thread(target=drain, args=(children[-1].write,), daemon=True))
             threads[-1].start()
-        drain(lambda part, settle: write_part(part, reader, settle))
+        drain(PartWriter().write)
         for thread in threads:
             thread.join()
     finally:

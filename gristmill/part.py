@@ -1,26 +1,25 @@
 """One part of a rollout table: a stretch of the input becomes one Parquet file.
 
-`write_part` runs in any process. What it cannot know alone (the number of its first line, whether a row
-repeats one of an earlier part) it asks for through `settle`, giving what the answer needs; all else follows from
-its lines.
+A `PartWriter` works in any process. What it cannot know alone (the number of its first line, whether a row
+repeats one of an earlier part) it asks for through `settle`, giving what the answer needs; all else follows
+from its lines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from gristmill import columns
 from gristmill.errors import InputError
 from gristmill.reasons import DropReason
 from gristmill.rollout import Reader, Reading
 from gristmill.table import schema
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
+_LIMIT = (1 << 31) - 1  # an Arrow binary array's
 _GROUP_BYTES = 8 << 20  # raw bytes in a row group, about: what a reader of one row must decompress
 _LEVEL = 1  # of zstd: rows shrink about sixfold; level 3 costs a third more time for a tenth less
 
@@ -75,81 +74,126 @@ class Settled(NamedTuple):
     """Positions of rows that repeat an earlier row."""
 
 
-def write_part(part: Part, reader: Reader, settle: Callable[[Claim], Settled]) -> None:
-    """Read the part's lines, settle them, write `part-<number>.parquet`.
+class PartWriter:
+    """Writes one part after another. Keeps what it learned of the rows, and one buffer for the text.
 
-    Raises:
-        InputError: a file is not as long as it was, or cannot be read.
+    The text never gets fresh memory: it is read into the buffer, moved together line by line, and handed to the
+    Parquet writer as it lies there. New pages cost more than anything that is done with them.
     """
-    import pyarrow.parquet as pq
 
-    lines: list[bytes] = []
-    claim = Claim([], [], [], [], [], [])
-    readings: list[Reading] = []
-    names: list[str] = []
-    runs: list[str] = []
-    task_keys: list[str | None] = []
-    for segment in part.segments:
-        data = segment.data if segment.data is not None else _bytes_of(segment)
-        count = 0
-        before = len(lines)
-        for count, line in enumerate(_lines(data)):
-            if not line or line.isspace():
-                continue
-            reading = reader.read(line)
-            lines.append(line)
-            claim.at.append(count)
-            readings.append(reading)
-        rows = len(lines) - before
-        if rows and segment.last and not data.endswith(b"\n"):
-            readings[-1] = _torn(lines[-1], readings[-1])
-        claim.lines.append(data.count(b"\n") if data.endswith(b"\n") else count + 1)
-        claim.rows.append(rows)
-        names += [segment.name] * rows
-        runs += [segment.run] * rows
-        del data
-    for line, reading, run in zip(lines, readings, runs, strict=True):
-        claim.digests.append(hashlib.sha256(line).digest())
-        key = task_key(run, reading)
-        task_keys.append(key)
-        claim.reasons.append(reading.drop_reason)
-        known = key is not None and reading.rollout_index is not None and reading.drop_reason is None
-        claim.identities.append(f"{key} {reading.rollout_index}".encode() if known else None)
-    settled = settle(claim)
-    if not lines:
-        return
-    reasons: list[DropReason | None] = list(claim.reasons)
-    for position in settled.duplicates:
-        reasons[position] = DropReason.DUPLICATE_ROLLOUT
-    numbers = [
-        first + at
-        for first, at in zip(
-            itertools.chain.from_iterable(
-                itertools.repeat(first, rows)
-                for first, rows in zip(settled.first_lines, claim.rows, strict=True)
-            ),
-            claim.at,
-            strict=True,
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._buffer = bytearray()
+
+    def write(self, part: Part, settle: Callable[[Claim], Settled]) -> None:
+        """Read the part's lines, settle them, write `part-<number>.parquet`.
+
+        Raises:
+            InputError: a file is not as long as it was, or cannot be read.
+        """
+        size = sum(segment.stop - segment.start for segment in part.segments)
+        if size > _LIMIT:
+            raise InputError(
+                f"{part.segments[-1].path} has a line of more than 2 GiB; no rollout is that long"
+            )
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        claim = Claim([], [], [], [], [], [])
+        offsets = [0]
+        readings: list[Reading] = []
+        for segment in part.segments:
+            start = offsets[-1]
+            with (
+                memoryview(self._buffer) as whole,
+                whole[start : start + segment.stop - segment.start] as text,
+            ):
+                _fill(text, segment)
+            self._read(segment, start, claim, offsets, readings)
+        runs = [s.run for s, rows in zip(part.segments, claim.rows, strict=True) for _ in range(rows)]
+        keys = [task_key(run, reading) for run, reading in zip(runs, readings, strict=True)]
+        for key, reading in zip(keys, readings, strict=True):
+            known = key is not None and reading.rollout_index is not None and reading.drop_reason is None
+            claim.identities.append(f"{key} {reading.rollout_index}".encode() if known else None)
+        settled = settle(claim)
+        if readings:
+            self._save(part, claim, settled, offsets, readings, runs, keys)
+
+    def _read(
+        self, segment: Segment, start: int, claim: Claim, offsets: list[int], readings: list[Reading]
+    ) -> None:
+        """Read the segment's lines, which lie in the buffer from `start`, and close the gaps between them."""
+        buffer = self._buffer
+        end = start + segment.stop - segment.start
+        before = len(readings)
+        number = 0
+        fill = start
+        while start < end:
+            stop = buffer.find(b"\n", start, end)
+            torn = stop < 0 and segment.last
+            stop = end if stop < 0 else stop
+            line = bytes(memoryview(buffer)[start:stop])
+            if line and not line.isspace():
+                reading = self._reader.read(line)
+                reason = _torn(line, reading.drop_reason) if torn else reading.drop_reason
+                readings.append(
+                    reading if reason is reading.drop_reason else reading._replace(drop_reason=reason)
+                )
+                claim.reasons.append(reason)
+                claim.digests.append(hashlib.sha256(line).digest())
+                claim.at.append(number)
+                if fill != start:
+                    buffer[fill : fill + len(line)] = line
+                fill += len(line)
+                offsets.append(fill)
+            number += 1
+            start = stop + 1
+        claim.lines.append(number)
+        claim.rows.append(len(readings) - before)
+
+    def _save(
+        self,
+        part: Part,
+        claim: Claim,
+        settled: Settled,
+        offsets: list[int],
+        readings: list[Reading],
+        runs: list[str],
+        keys: list[str | None],
+    ) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        reasons: list[DropReason | None] = list(claim.reasons)
+        for position in settled.duplicates:
+            reasons[position] = DropReason.DUPLICATE_ROLLOUT
+        firsts = zip(part.segments, settled.first_lines, claim.rows, strict=True)
+        places = [(segment.name, first) for segment, first, rows in firsts for _ in range(rows)]
+        values: dict[str, Sequence[Any]] = dict(
+            zip(Reading._fields, zip(*readings, strict=True), strict=True)
         )
-    ]
-    table = _table(lines, claim.digests, names, numbers, runs, task_keys, readings, reasons)
-    total = sum(map(len, lines))
-    pq.write_table(
-        table,
-        Path(part.out) / part_name(part.number),
-        compression="zstd",
-        compression_level=_LEVEL,
-        use_dictionary=[
-            name for name in table.column_names if name not in ("raw", "rollout_id", "answer_key")
-        ],
-        write_statistics=[name for name in table.column_names if name != "raw"],
-        row_group_size=max(1, len(lines) * _GROUP_BYTES // max(total, 1)),
-        write_page_index=False,
-    )
-
-
-def part_name(number: int) -> str:
-    return f"part-{number:05d}.parquet"
+        values |= {
+            "rollout_id": [digest.hex()[:32] for digest in claim.digests],
+            "source": [name for name, _ in places],
+            "line": [first + at for (_, first), at in zip(places, claim.at, strict=True)],
+            "run": runs,
+            "task_key": keys,
+            "drop_reason": reasons,
+            "row_bytes": [stop - start for start, stop in itertools.pairwise(offsets)],
+            "truncated": [reading.incomplete is not None for reading in readings],
+        }
+        arrays = [columns.build(values[field.name], field.type) for field in schema() if field.name != "raw"]
+        arrays.append(columns.binary(self._buffer, offsets))
+        table = pa.Table.from_arrays(arrays, schema=schema())
+        plain = {"raw", "rollout_id", "answer_key"}
+        pq.write_table(
+            table,
+            Path(part.out) / f"part-{part.number:05d}.parquet",
+            compression="zstd",
+            compression_level=_LEVEL,
+            use_dictionary=[name for name in table.column_names if name not in plain],
+            write_statistics=[name for name in table.column_names if name != "raw"],
+            row_group_size=max(1, len(readings) * _GROUP_BYTES // max(offsets[-1], 1)),
+        )
 
 
 def task_key(run: str, reading: Reading) -> str | None:
@@ -160,92 +204,21 @@ def task_key(run: str, reading: Reading) -> str | None:
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
-def _bytes_of(segment: Segment) -> bytes:
-    size = segment.stop - segment.start
+def _fill(text: memoryview, segment: Segment) -> None:
+    if segment.data is not None:
+        text[:] = segment.data
+        return
     try:
         with open(segment.path, "rb") as file:
             file.seek(segment.start)
-            data = file.read(size)
+            count = file.readinto(text)
     except OSError as error:
         raise InputError(f"{segment.path} cannot be read: {error.strerror or error}") from None
-    if len(data) < size:
+    if count < len(text):
         raise InputError(f"{segment.path} became shorter while it was read; wait until its writer has ended")
-    return data
 
 
-def _lines(data: bytes) -> Iterator[bytes]:
-    """Lines without their newline; one at a time, because a copy of each costs less than a copy of all."""
-    start = 0
-    find = data.find
-    while (stop := find(b"\n", start)) >= 0:
-        yield data[start:stop]
-        start = stop + 1
-    if start < len(data):
-        yield data[start:]
-
-
-def _torn(line: bytes, reading: Reading) -> Reading:
+def _torn(line: bytes, reason: DropReason | None) -> DropReason | None:
     """An object that a file's end cut off was being written; anything else at the end is what it is."""
     started = line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    if started and reading.drop_reason is DropReason.NOT_JSON:
-        return reading._replace(drop_reason=DropReason.TORN_LINE)
-    return reading
-
-
-def _table(
-    lines: Sequence[bytes],
-    digests: Sequence[bytes],
-    names: Sequence[str],
-    numbers: Sequence[int],
-    runs: Sequence[str],
-    task_keys: Sequence[str | None],
-    readings: Sequence[Reading],
-    reasons: Sequence[DropReason | None],
-) -> pa.Table:
-    import pyarrow as pa
-
-    columns: dict[str, Sequence[Any]] = dict(zip(Reading._fields, zip(*readings, strict=True), strict=True))
-    columns |= {
-        "rollout_id": [digest.hex()[:32] for digest in digests],
-        "source": names,
-        "line": numbers,
-        "run": runs,
-        "task_key": task_keys,
-        "drop_reason": reasons,
-        "row_bytes": [len(line) for line in lines],
-        "truncated": [reading.incomplete is not None for reading in readings],
-        "raw": lines,
-    }
-    arrays = []
-    for field in schema():
-        values = columns[field.name]
-        if pa.types.is_map(field.type):
-            arrays.append(_map(values, field.type))
-        elif field.name == "raw":
-            arrays.append(
-                pa.chunked_array([pa.array(chunk, field.type) for chunk in _below_limit(lines)], field.type)
-            )
-        else:
-            arrays.append(pa.array(values, field.type))
-    return pa.table(arrays, schema=schema())
-
-
-def _map(values: Sequence[Mapping[str, object]], kind: pa.MapType) -> pa.Array:
-    """Maps with sorted keys."""
-    import pyarrow as pa
-
-    offsets = [0, *itertools.accumulate(len(value) for value in values)]
-    pairs = [pair for value in values for pair in sorted(value.items())]
-    keys = pa.array([key for key, _ in pairs], kind.key_type)
-    return pa.MapArray.from_arrays(offsets, keys, pa.array([item for _, item in pairs], kind.item_type), kind)
-
-
-def _below_limit(lines: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Runs of lines that fit an Arrow binary array (2 GiB)."""
-    start = size = 0
-    for position, line in enumerate(lines):
-        if size and size + len(line) > 1 << 30:
-            yield lines[start:position]
-            start, size = position, 0
-        size += len(line)
-    yield lines[start:]
+    return DropReason.TORN_LINE if started and reason is DropReason.NOT_JSON else reason

@@ -4,8 +4,8 @@
 huge integers) besides strict JSON, and fails only with `Unreadable`. `Reader.read` gives a `Reading`: what
 selection needs to know (identity, scores, shape, flags, reason to drop) and nothing of the payload.
 
-A line is first decoded by msgspec into partial structs, which skips the payload at full speed. A line that does
-not fit them is parsed whole and forced into the same structs: both ways end in one function and agree.
+A line is first decoded by msgspec into partial structs, which skips the payload at full speed. A line that
+does not fit them is parsed whole and forced into the same structs: both ways end in one function.
 """
 
 from __future__ import annotations
@@ -214,34 +214,33 @@ class Reader:
         fields: list[tuple[str, Any, Any]] = [(f"k{i}", t, d) for i, (_, t, d) in enumerate(_KNOWN)]
         rename = {f"k{i}": name for i, (name, _, _) in enumerate(_KNOWN)}
         for i, (name, wanted) in enumerate(self._learned.items()):
-            fields.append((f"x{i}", _Scalar if wanted else msgspec.Raw, None if wanted else msgspec.Raw(b"")))
+            fields.append((f"x{i}", _Scalar if wanted else msgspec.Raw, None))
             rename[f"x{i}"] = name
         row = msgspec.defstruct("_LearnedRow", fields, rename=rename, forbid_unknown_fields=True, gc=False)
         self._decoder = msgspec.json.Decoder(row)
-        self._extra = [(name, f"x{i}") for i, name in enumerate(self._learned)]
-        self._failures = [f"k{i}" for i, (name, _, _) in enumerate(_KNOWN) if name in FAILURE_FIELDS]
+        self._names = tuple(self._learned)
 
     def _decode(self, line: bytes) -> _Row:
         # msgspec does not look at the encoding of what it skips
         if not line.isascii():
             line.decode()
-        row: Any = self._decoder.decode(line)
-        response, agent, instance = row.k0, row.k3, row.k5
+        fields = msgspec.structs.astuple(self._decoder.decode(line))
+        response, params, reward, agent, mask, instance, components, task, rollout = fields[:9]
         return _Row(
             response,
             True,
-            row.k1,
-            row.k2,
+            params,
+            reward,
             agent.name if agent is not None else None,
-            row.k4 is True or (instance is not None and instance.mask_sample is True),
-            row.k6,
-            row.k7,
-            row.k8,
-            any(getattr(row, name) for name in self._failures),
+            mask is True or (instance is not None and instance.mask_sample is True),
+            components,
+            task,
+            rollout,
+            any(fields[9 : len(_KNOWN)]),
             [
-                (name, value)
-                for name, slot in self._extra
-                if (value := _small(getattr(row, slot))) is not None
+                (name, _small(value) if type(value) is msgspec.Raw else value)
+                for name, value in zip(self._names, fields[len(_KNOWN) :], strict=True)
+                if value is not None
             ],
         )
 
@@ -505,9 +504,9 @@ def _answer(items: list[_Item]) -> _Answer:
     if not turns:
         return _Answer()
     if len(written) == 1 and len(written[0]) == 1 and isinstance(written[0][0], str):
-        key = _short(written[0][0].encode("utf-8", "surrogatepass"))  # the usual case: one plain message
+        key = _short(written[0][0].encode())  # the usual case: one plain message
     else:
-        key = _short(json.dumps(written, separators=(",", ":")).encode())
+        key = _short(orjson.dumps(written))
     return _Answer(turns, len(names), tuple(names), key, chars)
 
 
@@ -519,13 +518,11 @@ def _said(content: list[_Part] | str | None) -> str:
     return "".join(part.text or part.refusal or "" for part in content).strip()
 
 
-def _small(value: Any) -> Any:
-    """A number, boolean or string that is not long, from a learned field; None of anything else."""
-    if type(value) is not msgspec.Raw:
-        return value
+def _small(value: msgspec.Raw) -> Any:
+    """A number, boolean or string that is not long; None of anything else."""
     raw = bytes(value)
-    # an escaped character takes at most six bytes
-    if not raw or raw[0] in b"[{" or len(raw) > 6 * _LABEL_CHARS + 2:
+    # a character takes at most twelve bytes, as a pair of escapes
+    if raw[0] in b"[{" or len(raw) > 12 * _LABEL_CHARS + 2:
         return None
     return _value(raw)
 

@@ -1,8 +1,8 @@
 """The rollout table: its columns, and how it is read.
 
 A table is a folder of `part-*.parquet` files; their rows, file after file, stand in the order of the input.
-Every line of the input that is not blank is one row. What can be selected on has a column; the line itself stands
-in `raw`, byte for byte, which only those read who format or show rows.
+Every line of the input that is not blank is one row. What can be selected on has a column; the line itself
+stands in `raw`, byte for byte, which only those read who format or show rows.
 
 Rows that cannot be used have a `drop_reason` (gristmill/reasons.py); columns that could not be read are null.
 """

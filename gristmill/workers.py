@@ -1,6 +1,6 @@
 """Worker processes for ingest: plain Python children on pipes.
 
-A child is started as a fresh interpreter, so the caller's threads, its `__main__` and its state do not matter.
+A child is started as a fresh interpreter, so the caller's threads, `__main__` and state do not matter.
 It takes parts, writes them, and asks its parent to settle each. It ends when the pipe closes, so it never
 outlives its parent, however that ended.
 """
@@ -16,8 +16,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from gristmill.part import Claim, Part, Settled, write_part
-from gristmill.rollout import Reader
+from gristmill.part import Claim, Part, PartWriter, Settled
 
 
 class Worker:
@@ -39,7 +38,7 @@ class Worker:
         """Have the child write a part.
 
         Raises:
-            InputError: as `write_part`.
+            InputError: as `PartWriter.write`.
             RuntimeError: the child died.
         """
         try:
@@ -66,7 +65,7 @@ def serve(descriptor: int) -> None:
     # Ctrl-C reaches the whole process group; the parent decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(descriptor)
-    reader = Reader()
+    writer = PartWriter()
 
     def settle(claim: Claim) -> Settled:
         pipe.send(claim)
@@ -78,7 +77,7 @@ def serve(descriptor: int) -> None:
         while True:
             part = pipe.recv()
             try:
-                write_part(part, reader, settle)
+                writer.write(part, settle)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
