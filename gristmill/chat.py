@@ -146,9 +146,7 @@ def require_trainable(conversation: Conversation) -> None:
         raise Unrepresentable(DropReason.NO_ASSISTANT_MESSAGE, "the policy said nothing")
     last = answer[-1]
     if last["role"] != "assistant":
-        raise Unrepresentable(
-            DropReason.NOT_ENDING_WITH_ASSISTANT, f"the last message has the role {last['role']}"
-        )
+        raise Unrepresentable(DropReason.NOT_ENDING_WITH_ASSISTANT, f"the last message has the role {last['role']}")
     if "tool_calls" not in last and not last["content"].strip():
         raise Unrepresentable(DropReason.EMPTY_ANSWER, "the last answer has neither text nor a call")
 
@@ -231,9 +229,7 @@ class _Builder:
             self.reasoning_item(item)
         else:
             kind = expect_name(kind, "the type of an item without a role")
-            raise Unrepresentable(
-                DropReason.UNSUPPORTED_ITEM, f"an item of type {kind!r:.80} has no chat form"
-            )
+            raise Unrepresentable(DropReason.UNSUPPORTED_ITEM, f"an item of type {kind!r:.80} has no chat form")
         if "generation_token_ids" in item or "prompt_token_ids" in item:
             self.token_record(item)
 
@@ -280,9 +276,7 @@ class _Builder:
                 parts.append({"type": "image_url", "image_url": read_image(part)})
                 images += 1
             else:
-                raise Unrepresentable(
-                    DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} has no chat form"
-                )
+                raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} has no chat form")
         self.images += images
         return parts if images else "".join([part["text"] for part in parts])
 
@@ -315,9 +309,7 @@ class _Builder:
             elif kind == "refusal":
                 texts.append(self.refusal(part.get("refusal")))
             else:
-                raise Unrepresentable(
-                    DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} in an answer"
-                )
+                raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} in an answer")
         return "".join(texts)
 
     def refusal(self, text: Any) -> str:
@@ -365,9 +357,7 @@ class _Builder:
         name = expect_name(name, "the name of a called tool")
         self.open_turn()
         if call_id in self.called:
-            raise Unrepresentable(
-                DropReason.DUPLICATE_TOOL_OUTPUT, f"a second call has the id {call_id!r:.80}"
-            )
+            raise Unrepresentable(DropReason.DUPLICATE_TOOL_OUTPUT, f"a second call has the id {call_id!r:.80}")
         self.called[call_id] = name
         function = {"name": name, "arguments": read_arguments(arguments)}
         self.calls.append({"id": call_id, "type": "function", "function": function})
@@ -379,12 +369,8 @@ class _Builder:
         name = self.pending.pop(call_id, None)
         if name is None:
             if call_id in self.called:
-                raise Unrepresentable(
-                    DropReason.DUPLICATE_TOOL_OUTPUT, f"a second result for {call_id!r:.80}"
-                )
-            raise Unrepresentable(
-                DropReason.ORPHAN_TOOL_OUTPUT, f"no call before it has the id {call_id!r:.80}"
-            )
+                raise Unrepresentable(DropReason.DUPLICATE_TOOL_OUTPUT, f"a second result for {call_id!r:.80}")
+            raise Unrepresentable(DropReason.ORPHAN_TOOL_OUTPUT, f"no call before it has the id {call_id!r:.80}")
         self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
 
     def token_record(self, item: dict[str, Any]) -> None:
@@ -403,9 +389,7 @@ class _Builder:
                 DropReason.MISSING_TOOL_OUTPUT, f"the policy goes on before the result of {self.waiting()}"
             )
         if self.messages and self.messages[-1]["role"] == "assistant":
-            raise Unrepresentable(
-                DropReason.AMBIGUOUS_TURN, "goes on from an assistant turn that ends the input"
-            )
+            raise Unrepresentable(DropReason.AMBIGUOUS_TURN, "goes on from an assistant turn that ends the input")
         self.open = True
         self.texts, self.thoughts, self.calls, self.tokens = [], [], [], []
         self.messages_said = 0
@@ -445,9 +429,7 @@ class _Builder:
         self.close_turn()
         # A last turn of calls is an answer. Results for only some of them, or words after them, show a gap.
         if self.pending and (self.said_after_call or self.messages[-1]["role"] != "assistant"):
-            raise Unrepresentable(
-                DropReason.MISSING_TOOL_OUTPUT, f"it ends without the result of {self.waiting()}"
-            )
+            raise Unrepresentable(DropReason.MISSING_TOOL_OUTPUT, f"it ends without the result of {self.waiting()}")
         length = len(self.messages) if self.prompt_length is None else self.prompt_length
         if not any(m["content"] for m in self.messages[:length] if m["role"] not in ("assistant", "tool")):
             raise Unrepresentable(DropReason.NO_PROMPT, "no user or system text precedes the first answer")
@@ -461,16 +443,12 @@ class _Builder:
 def _refuse_hidden_prompt(params: dict[str, Any]) -> None:
     for key in _STORED_KEYS:
         if params.get(key) is not None:
-            raise Unrepresentable(
-                DropReason.UNSUPPORTED_ITEM, f"`{key}` refers to a prompt that is not in the row"
-            )
+            raise Unrepresentable(DropReason.UNSUPPORTED_ITEM, f"`{key}` refers to a prompt that is not in the row")
     metadata = params.get("metadata")
     if isinstance(metadata, dict):
         for key in _AUDIO_KEYS:
             if metadata.get(key):
-                raise Unrepresentable(
-                    DropReason.UNSUPPORTED_CONTENT, f"the prompt has audio, in `metadata.{key}`"
-                )
+                raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"the prompt has audio, in `metadata.{key}`")
 
 
 def _canonical_any(value: Any) -> bytes:

@@ -48,9 +48,7 @@ def read_trajectory(output: Any) -> tuple[list[Any], list[list[Any]] | None]:
     if not isinstance(output[0], list):
         return output, None
     if not all(isinstance(items, list) for items in output):
-        raise Unrepresentable(
-            DropReason.MALFORMED_OUTPUT, "`response.output` has transitions and other things"
-        )
+        raise Unrepresentable(DropReason.MALFORMED_OUTPUT, "`response.output` has transitions and other things")
     if not output[-1]:
         raise Unrepresentable(DropReason.EMPTY_OUTPUT, "the last transition of `response.output` is empty")
     return output[-1], output[:-1]
@@ -64,9 +62,7 @@ def after_history(trajectory: list[Any], history: list[Any]) -> list[Any]:
         return [item.get(key) for key in keys] if isinstance(item, dict) else item
 
     if not same([essence(item) for item in trajectory[: len(history)]], [essence(item) for item in history]):
-        raise Unrepresentable(
-            DropReason.MALFORMED_OUTPUT, "the last transition does not begin with the input"
-        )
+        raise Unrepresentable(DropReason.MALFORMED_OUTPUT, "the last transition does not begin with the input")
     return trajectory[len(history) :]
 
 
@@ -91,9 +87,7 @@ def read_image(part: dict[str, Any]) -> dict[str, str]:
     if isinstance(source, dict):
         source, detail = source.get("url"), source.get("detail")
     if not isinstance(source, str) or not source:
-        raise Unrepresentable(
-            DropReason.UNSUPPORTED_CONTENT, "an image without a URL (by file id?) has no chat form"
-        )
+        raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, "an image without a URL (by file id?) has no chat form")
     return {"url": source, "detail": detail} if isinstance(detail, str) else {"url": source}
 
 
@@ -105,9 +99,7 @@ def read_tool_text(output: Any) -> str:
     texts = []
     for kind, part in read_parts(output):
         if kind not in TEXT_PARTS:
-            raise Unrepresentable(
-                DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} in a tool result"
-            )
+            raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} in a tool result")
         texts.append(expect(part.get("text"), str, "the text of a part"))
     return "".join(texts)
 
@@ -118,13 +110,9 @@ def read_arguments(value: Any) -> dict[str, Any]:
         try:
             parsed = orjson.loads(value)
         except orjson.JSONDecodeError:
-            raise Unrepresentable(
-                DropReason.MALFORMED_ARGUMENTS, "the arguments of a call are not JSON"
-            ) from None
+            raise Unrepresentable(DropReason.MALFORMED_ARGUMENTS, "the arguments of a call are not JSON") from None
     if not isinstance(parsed, dict):
-        raise Unrepresentable(
-            DropReason.MALFORMED_ARGUMENTS, f"the arguments of a call are {describe(parsed)}"
-        )
+        raise Unrepresentable(DropReason.MALFORMED_ARGUMENTS, f"the arguments of a call are {describe(parsed)}")
     if flaw := _flaw(parsed, value):
         raise Unrepresentable(DropReason.MALFORMED_ARGUMENTS, f"the arguments of a call hold {flaw}")
     return parsed
@@ -137,9 +125,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]]:
         kind = expect(tool, dict, "a tool").get("type", "function")
         if kind != "function":
             kind = expect_name(kind, "the type of a tool")
-            raise Unrepresentable(
-                DropReason.UNSUPPORTED_ITEM, f"a hosted tool of type {kind!r:.80} has no chat form"
-            )
+            raise Unrepresentable(DropReason.UNSUPPORTED_ITEM, f"a hosted tool of type {kind!r:.80} has no chat form")
         source = expect(tool.get("function") or tool, dict, "the function of a tool")
         function: dict[str, Any] = {"name": expect_name(source.get("name"), "the name of a tool")}
         if (description := source.get("description")) is not None:
@@ -164,9 +150,7 @@ def _flaw(value: Any, text: Any) -> str | None:
                 if isinstance(item, dict | list):
                     deeper.append(item)
                 elif isinstance(item, float):
-                    if not -(2.0**63) < item < 2.0**63 and (
-                        not math.isfinite(item) or _has_long_integer(text)
-                    ):
+                    if not -(2.0**63) < item < 2.0**63 and (not math.isfinite(item) or _has_long_integer(text)):
                         return "a number that 64 bits do not hold"
                 elif isinstance(item, int) and not -(2**63) <= item < 2**64:
                     return "an integer that 64 bits do not hold"
@@ -178,13 +162,18 @@ def _flaw(value: Any, text: Any) -> str | None:
 
 def _has_long_integer(text: Any) -> bool:
     """Whether JSON text holds an integer over 64 bits: orjson reads it as a float, less its last digits."""
-    lengths = [0]
+    found = False
+
+    def look(digits: str) -> None:
+        nonlocal found
+        found = found or len(digits) > 20 or not -(2**63) <= int(digits) < 2**64
+
     if isinstance(text, str):
         try:
-            json.loads(text, parse_int=lambda digits: lengths.append(len(digits)))
+            json.loads(text, parse_int=look)
         except RecursionError:
             return True
-    return max(lengths) >= 19
+    return found
 
 
 def expect(value: Any, kind: type[T], what: str) -> T:
