@@ -271,7 +271,8 @@ class Reader:
         for name, value in row.items():
             if name in _KNOWN_NAMES or (name not in self._learned and len(self._learned) >= _LEARNED_MAX):
                 continue
-            if name.isascii() or _clean(name) == name:
+            # a struct's field names may hold neither quotes nor control characters
+            if name.isprintable() and '"' not in name and "\\" not in name:
                 small = not isinstance(value, dict | list | str) or (
                     isinstance(value, str) and len(value) < 200
                 )

@@ -1,0 +1,320 @@
+"""Ingest: every line accounted for, the same bytes from any number of workers, nothing left running."""
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gristmill import ingest as module
+from gristmill.errors import InputError
+from gristmill.ingest import find_rollout_files, ingest
+from gristmill.table import parts, raw_lines, schema
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+def row(task=0, rollout=0, prompt="q", text="a", reward=1.0, **change):
+    value = {
+        "responses_create_params": {"input": [{"role": "user", "content": prompt}]},
+        "response": {
+            "output": [
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+            ]
+        },
+        "reward": reward,
+        "_ng_task_index": task,
+        "_ng_rollout_index": rollout,
+        "agent_ref": {"name": "agent"},
+    }
+    return json.dumps(value | change).encode()
+
+
+def taken(path, out, **options):
+    out.mkdir()
+    return ingest([path], out, **options)
+
+
+def read(out):
+    return pa.concat_tables(pq.read_table(path) for path in parts(out))
+
+
+def digest(out):
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in parts(out)]
+
+
+def test_table_of_a_small_file(tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    lines = [
+        row(0, 0),
+        b"",
+        row(0, 1, text="b"),
+        b"not json",
+        row(1, 0),
+        b" \t ",
+        row(1, 0, text="again"),
+        b'{"rew',
+    ]
+    file.write_bytes(b"\n".join(lines))
+    result = taken(file, tmp_path / "out")
+    assert (result.rows_read, result.rows_kept) == (6, 3)
+    assert result.dropped == {"not_json": 1, "torn_line": 1, "duplicate_rollout": 1}
+    assert result.examples["torn_line"] == ("rollouts.jsonl", 8)
+    table = read(tmp_path / "out")
+    assert table.schema == schema()
+    assert table["line"].to_pylist() == [1, 3, 4, 5, 7, 8]
+    assert table["raw"].to_pylist() == [line for line in lines if line.strip()]
+    assert table["drop_reason"].to_pylist() == [
+        None,
+        None,
+        "not_json",
+        None,
+        "duplicate_rollout",
+        "torn_line",
+    ]
+    assert table["rollout_id"][0].as_py() == hashlib.sha256(lines[0]).hexdigest()[:32]
+    first, second, _, other, *_ = table["task_key"].to_pylist()
+    assert first == second != other
+    assert [raw for _, raw in raw_lines(result.tables, "reward > 0")] == [
+        lines[0],
+        lines[2],
+        lines[4],
+        lines[6],
+    ]
+    (source,) = result.sources
+    assert source["rows"] == 6 and source["bytes"] == file.stat().st_size
+
+
+def test_one_index_with_two_prompts_is_two_tasks(tmp_path):
+    """Blackjack deals new cards to each rollout of one index; equal prompts under two indices are two tasks too."""
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(b"\n".join([row(0, 0, "ace"), row(0, 1, "ten"), row(1, 0, "ten")]))
+    taken(file, tmp_path / "out")
+    table = read(tmp_path / "out")
+    assert len(set(table["task_key"].to_pylist())) == 3
+    assert len(set(table["prompt_key"].to_pylist())) == 2
+
+
+def test_a_failed_first_try_is_no_duplicate_of_the_second(tmp_path):
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(row(0, 0, _ng_failure_class="agent_run_error") + b"\n" + row(0, 0) + b"\n")
+    assert taken(file, tmp_path / "out").dropped == {"failure": 1}
+
+
+def test_the_same_file_twice_is_duplicates_and_another_run_is_not(tmp_path):
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / f"{name}.jsonl").write_bytes(row(text=text) + b"\n")
+    result = taken(tmp_path, tmp_path / "out")
+    assert (result.rows_kept, result.dropped) == (2, {"duplicate_rollout": 1})
+    keys = read(tmp_path / "out").filter(pa.array([True, False, True]))["task_key"].to_pylist()
+    assert keys[0] != keys[1]
+
+
+def test_line_ends_and_bom(tmp_path):
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + row(0) + b"\r\n" + row(1, text="a\u2028b") + b"\r\n\r\n")
+    result = taken(file, tmp_path / "out")
+    assert (result.rows_read, result.rows_kept) == (2, 2)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of a few kB, so that small files have many; workers get their parts cut, so they need not know."""
+    monkeypatch.setattr(module, "PART_BYTES", 2000)
+
+
+def many(path, count=200):
+    with path.open("wb") as file:
+        for i in range(count):
+            file.write(row(i // 4, i % 4, f"question {i // 4}", "x" * (i * 37 % 900), i % 3 / 2) + b"\n")
+            if i % 50 == 0:
+                file.write(b"\n{broken\n" + row(i // 4, i % 4, f"question {i // 4}", "twice") + b"\n")
+
+
+def test_same_bytes_from_any_number_of_workers(tmp_path, small_parts):
+    file = tmp_path / "r.jsonl"
+    many(file)
+    results = {n: taken(file, tmp_path / str(n), workers=n) for n in (1, 2, 4)}
+    assert len(results[1].tables) > 10
+    assert digest(tmp_path / "1") == digest(tmp_path / "2") == digest(tmp_path / "4")
+    for result in results.values():
+        assert result.rows_read == 208 and result.dropped == {"not_json": 4, "duplicate_rollout": 4}
+    table = read(tmp_path / "2")
+    lines = file.read_bytes().split(b"\n")
+    assert all(
+        lines[n - 1] == raw
+        for n, raw in zip(table["line"].to_pylist(), table["raw"].to_pylist(), strict=True)
+    )
+
+
+def test_compressed_copies_give_the_same_rows_in_the_same_parts(tmp_path, small_parts):
+    file = tmp_path / "r.jsonl"
+    many(file)
+    text = file.read_bytes()
+    half = len(text) // 2
+    (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(text[:half]) + gzip.compress(text[half:]))
+    with pa.CompressedOutputStream(str(tmp_path / "r.jsonl.zst"), "zstd") as stream:
+        stream.write(text)
+    tables = {}
+    for name in ("r.jsonl", "r.jsonl.gz", "r.jsonl.zst"):
+        result = taken(tmp_path / name, tmp_path / f"{name}.out", workers=2)
+        tables[name] = [pq.read_table(path, columns=["line", "raw", "drop_reason"]) for path in result.tables]
+    assert tables["r.jsonl"] == tables["r.jsonl.gz"] == tables["r.jsonl.zst"]
+
+
+pieces = st.sampled_from(
+    [
+        row(0, 0),
+        row(0, 1),
+        row(1, 0, reward=None),
+        b"",
+        b"\r",
+        b"{",
+        b"[]",
+        b"x",
+        row(2, 0)[:-3],
+        b"\xff",
+        b"null",
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(pieces, min_size=1, max_size=30), st.booleans(), st.integers(50, 3000))
+def test_every_line_is_accounted_for(tmp_path_factory, monkeypatch, lines, newline, size):
+    """rows_read = rows_kept + Σ dropped = lines that are not blank, however the input falls into parts."""
+    folder = tmp_path_factory.mktemp("case")
+    file = folder / "r.jsonl"
+    file.write_bytes(b"\n".join(lines) + b"\n" * newline)
+    monkeypatch.setattr(module, "PART_BYTES", size)
+    rows = [line for line in lines if line.strip()]
+    if not rows:
+        with pytest.raises(InputError):
+            taken(file, folder / "out")
+        return
+    result = taken(file, folder / "out", quarantine=folder / "quarantine")
+    assert result.rows_read == len(rows) == result.rows_kept + sum(result.dropped.values())
+    table = read(folder / "out")
+    assert table["raw"].to_pylist() == rows
+    assert table["drop_reason"].null_count == result.rows_kept
+    dropped = [r for r, why in zip(rows, table["drop_reason"].to_pylist(), strict=True) if why is not None]
+    assert (folder / "quarantine" / "dropped.jsonl").read_bytes() == b"".join(
+        line + b"\n" for line in dropped
+    )
+    why = [json.loads(line) for line in (folder / "quarantine" / "reasons.jsonl").read_bytes().splitlines()]
+    assert [w["reason"] for w in why] == [r for r in table["drop_reason"].to_pylist() if r is not None]
+
+
+def test_a_line_longer_than_a_part(tmp_path, small_parts):
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(b"\n".join([row(0), row(1, text="x" * 20_000), row(2), row(3)]))
+    (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    for name in ("r.jsonl", "r.jsonl.gz"):
+        assert taken(tmp_path / name, tmp_path / f"{name}.out").rows_kept == 4
+
+
+def test_finding_files(tmp_path):
+    for name in (
+        "a/rollouts.jsonl",
+        "a/rollouts_materialized_inputs.jsonl",
+        "a/rollouts_failures.jsonl",
+        "a/rollouts_reward_profiling.jsonl",
+        "a/rollouts_aggregate_metrics.json",
+        "b.jsonl.gz",
+        "c.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_rollout_files([tmp_path])]
+    assert found == ["a/rollouts.jsonl", "b.jsonl.gz"]
+    assert find_rollout_files([f"{tmp_path}/*/*.jsonl"]) == [tmp_path / "a" / "rollouts.jsonl"]
+    failures = tmp_path / "a" / "rollouts_failures.jsonl"
+    assert find_rollout_files([failures, failures]) == [failures]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"PAR1\x00\x00", "binary"),
+        (b"\x1f\x8b\x08\x00 damaged", "damaged"),
+        (gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "damaged"),
+        (b"\x28\xb5\x2f\xfd damaged", "damaged"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, content, said):
+    file = tmp_path / "r.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        taken(file, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_rollouts(tmp_path):
+    with pytest.raises(InputError, match="holds no rollout files"):
+        find_rollout_files([tmp_path])
+
+
+def test_an_error_in_a_worker_ends_the_ingest(tmp_path, small_parts, monkeypatch):
+    """The file shrinks after it was cut into parts: some worker finds out, and no thread waits for ever."""
+    file = tmp_path / "r.jsonl"
+    many(file)
+    cut = module._parts
+
+    def late(files, out):
+        work = list(cut(files, out))
+        os.truncate(file, file.stat().st_size // 2)
+        return iter(work)
+
+    monkeypatch.setattr(module, "_parts", late)
+    with pytest.raises(InputError, match="became shorter"):
+        taken(file, tmp_path / "out", workers=3)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """The parent is killed while its children wait for work; they see the pipe close."""
+    code = (
+        "import sys, time\n"
+        "from gristmill.workers import Worker\n"
+        "workers = [Worker(), Worker()]\n"
+        "print(*(w._process.pid for w in workers), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in children)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_real_folder(shared, tmp_path):
+    result = taken(shared, tmp_path / "out")
+    lines = sum(
+        bool(line.strip()) for path in find_rollout_files([shared]) for line in path.read_bytes().split(b"\n")
+    )
+    assert result.rows_read == lines == result.rows_kept + sum(result.dropped.values())
+    assert result.examples["duplicate_rollout"] == ("graphwalks.jsonl", 5)
+    table = read(tmp_path / "out")
+    multi = table.filter(pa.array(["blackjack" in name for name in table["source"].to_pylist()]))
+    assert len(set(multi["task_key"].to_pylist())) == 19  # one index, 20 rollouts, 19 prompts
