@@ -238,9 +238,10 @@ class _Builder:
         if role == "assistant":
             self.assistant(item, content)
         elif role == "user":
-            self.context("user", self.content(content))
+            self.context("user", content if isinstance(content, str) else self.content(content, images=True))
         elif role == "system" or role == "developer":
-            self.context(role if self.developer == "keep" else "system", self.content(content))
+            text = content if isinstance(content, str) else self.content(content, images=False)
+            self.context(role if self.developer == "keep" else "system", text)
         elif role == "tool":
             self.tool_result(item.get("tool_call_id"), content)
         else:
@@ -258,27 +259,25 @@ class _Builder:
         if role != "user" and len(self.messages) == 1 and isinstance(content, str):
             # Many templates take one system message, at the start: the leading run becomes one.
             first = self.messages[0]
-            if first["role"] == role and isinstance(first["content"], str):
+            if first["role"] == role:
                 first["content"] = "\n\n".join([text for text in (first["content"], content) if text])
                 return
         self.messages.append({"role": role, "content": content})
 
-    def content(self, value: Any) -> str | list[dict[str, Any]]:
-        """Content of a user or system message: text, or parts where an image is among them."""
-        if isinstance(value, str):
-            return value
-        images = 0
+    def content(self, value: Any, *, images: bool) -> str | list[dict[str, Any]]:
+        """Content that is a list: its text, or parts where an image is among them (chat has them for users only)."""
         parts: list[dict[str, Any]] = []
+        found = 0
         for kind, part in read_parts(value):
             if kind in TEXT_PARTS:
                 parts.append({"type": "text", "text": expect(part.get("text"), str, "the text of a part")})
-            elif kind in IMAGE_PARTS:
+            elif kind in IMAGE_PARTS and images:
                 parts.append({"type": "image_url", "image_url": read_image(part)})
-                images += 1
+                found += 1
             else:
                 raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"a part of type {kind!r:.80} has no chat form")
-        self.images += images
-        return parts if images else "".join([part["text"] for part in parts])
+        self.images += found
+        return parts if found else "".join([part["text"] for part in parts])
 
     def assistant(self, item: dict[str, Any], content: Any) -> None:
         for key in _REASONING_KEYS:  # chat-shaped history
