@@ -1,7 +1,7 @@
 """Arrow arrays from Python values, for the rollout table.
 
-Made from buffers rather than by `pyarrow.array`, which imports pandas where that is installed: a second of start
-time for every process, and nothing here needs it.
+Made from buffers rather than by `pyarrow.array`, which imports pandas where that is installed: a second of
+start time for every process, and nothing here needs it.
 """
 
 from __future__ import annotations

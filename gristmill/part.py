@@ -77,8 +77,8 @@ class Settled(NamedTuple):
 class PartWriter:
     """Writes one part after another. Keeps what it learned of the rows, and one buffer for the text.
 
-    The text never gets fresh memory: it is read into the buffer, moved together line by line, and handed to the
-    Parquet writer as it lies there. New pages cost more than anything that is done with them.
+    The text never gets fresh memory: it is read into the buffer, moved together line by line, and handed to
+    the Parquet writer as it lies there. New pages cost more than anything that is done with them.
     """
 
     def __init__(self) -> None:

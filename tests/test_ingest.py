@@ -13,12 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gristmill import ingest as module
 from gristmill.errors import InputError
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.table import parts, raw_lines, schema
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def row(task=0, rollout=0, prompt="q", text="a", reward=1.0, **change):
@@ -93,7 +94,7 @@ def test_table_of_a_small_file(tmp_path):
 
 
 def test_one_index_with_two_prompts_is_two_tasks(tmp_path):
-    """Blackjack deals new cards to each rollout of one index; equal prompts under two indices are two tasks too."""
+    """Blackjack deals new cards to each rollout of an index; one prompt under two indices is two tasks."""
     file = tmp_path / "r.jsonl"
     file.write_bytes(b"\n".join([row(0, 0, "ace"), row(0, 1, "ten"), row(1, 0, "ten")]))
     taken(file, tmp_path / "out")
@@ -126,7 +127,7 @@ def test_line_ends_and_bom(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Parts of a few kB, so that small files have many; workers get their parts cut, so they need not know."""
+    """Parts of a few kB, so that small files have many."""
     monkeypatch.setattr(module, "PART_BYTES", 2000)
 
 

@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
-from gristmill.reasons import DropReason
-from gristmill.rollout import Reader, Unreadable, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gristmill.reasons import DropReason
+from gristmill.rollout import Reader, Unreadable, parse
 
 
 def message(text, role="assistant"):
