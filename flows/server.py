@@ -27,7 +27,6 @@ _PARENT_POLL = 0.5  # seconds
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     # Stopping a server before the log handler has flushed hangs the exit for more than a minute.
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_CLI_COLORS": "false",

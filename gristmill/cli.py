@@ -175,6 +175,7 @@ def _quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # its terminal log; what goes to the API stays
     }.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:

@@ -98,7 +98,9 @@ def build(
     start = _evaluation(store, base_evaluation)
     promoted = [turn for turn in turns if turn.promoted]
     final = _evaluation(store, promoted[-1].evaluation) if promoted else start
-    final_table = promoted[-1].heldout_table if promoted else base_table
+    # Where nothing was promoted, before-and-after shows the last challenger: the base against itself says nothing.
+    shown = (promoted or list(turns))[-1]
+    after = _evaluation(store, shown.evaluation)
     names = {base: recipe.policy.model} | {turn.checkpoint: f"turn {turn.turn}" for turn in turns}
     # A challenger may be the champion's equal to the byte; the earlier name stays with it.
     total = lift(final, start, confidence)
@@ -111,8 +113,9 @@ def build(
         base_score=start.estimate,
         lift=total if promoted else None,
         confidence=confidence,
-        categories=_categories(start, final, confidence, store),
-        transcripts=_transcripts(store, start.tasks, base_table, final_table),
+        compared=f"turn {shown.turn}",
+        categories=_categories(start, after, confidence, store),
+        transcripts=_transcripts(store, start.tasks, base_table, shown.heldout_table),
         stages=tuple(_stages(store, base_evaluation, turns)),
         artifacts=tuple(_artifacts(base, turns)),
         recipe=recipe.yaml(),
@@ -254,7 +257,6 @@ def _stage(manifest: Manifest, turn: int | None) -> StageRow:
     return StageRow(
         stage=manifest.stage,
         turn=turn,
-        cached=False,
         seconds=manifest.seconds,
         kind=manifest.kind,
         digest=manifest.digest,

@@ -185,21 +185,22 @@ def datasets(workspace: Path) -> set[str]:
     return {ref.digest for ref in Workspace(workspace).store.refs() if ref.kind == "dataset"}
 
 
-@pytest.mark.parametrize("stage", ["collect", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "stage",
+    ["train", pytest.param("collect", marks=pytest.mark.live), pytest.param("evaluate", marks=pytest.mark.live)],
+)
 def test_killed_and_run_again_ends_as_if_undisturbed(
     finished: tuple[Path, Any], prefect_server: str, tmp_path: Path, stage: str
 ) -> None:
     """SIGKILL as soon as the stage before `stage` has ended, so in the middle of it or just after."""
     before = {"collect": "turn 1  tasks", "train": "turn 1  validate", "evaluate": "turn 1  train "}[stage]
     workspace = tmp_path / "killed"
-    process = command(workspace, prefect_server)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.decode().startswith(before):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    with command(workspace, prefect_server) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.decode().startswith(before):
+                break
+        process.send_signal(signal.SIGKILL)
     assert not Workspace(workspace).page("tiny").exists()
 
     process = command(workspace, prefect_server)
