@@ -3,11 +3,11 @@
     python benchmarks/prepare.py [--mb 100] [--corpus FOLDER] [--only NAME …]
 
 Makes a file of rows shaped like NeMo Gym's (about 14 kB each, three in four with tools; half are kept) in a
-temporary folder, or repeats the rows of a folder of `.jsonl` files, then measures each way in a process of its
-own: seconds of wall time, and peak memory of all its processes. The first line is the limit: a plain read.
+temporary folder, or repeats the rows of a folder of `.jsonl` files, then measures each way in a process of
+its own: seconds of wall time, and peak memory of all its processes. The first is the limit: a plain read.
 
-The tutorial's way is `filter_rollouts` and `process_sft_data` of NeMo Gym's offline training tutorial with their
-bugs on real rows put right (rows are read from `response` and converted to chat messages): json, two passes.
+The tutorial's way is `filter_rollouts` and `process_sft_data` of NeMo Gym's offline training tutorial with
+their bugs on real rows put right (read from `response`, converted to chat messages): json, two passes.
 """
 
 from __future__ import annotations

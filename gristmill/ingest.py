@@ -27,6 +27,7 @@ from typing import IO, Any
 import orjson
 
 from gristmill.errors import InputError
+from gristmill.inputs import InputsRead, write_inputs
 from gristmill.part import Claim, Part, PartWriter, Segment, Settled
 from gristmill.reasons import DropReason
 from gristmill.table import parts
@@ -56,6 +57,8 @@ class IngestResult:
     tables: list[Path]
     sources: list[dict[str, Any]]
     """One a file: `name`, `sha256` (over its lines' sha256, in order), `bytes` (uncompressed), `rows`."""
+    inputs: InputsRead
+    """Of the materialized inputs that lie beside the files (gristmill/inputs.py)."""
 
 
 # ---- finding files
@@ -347,6 +350,7 @@ def ingest(
         raise InputError(
             f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row"
         )
+    inputs = write_inputs([(file, _run_of(file)) for file in files], out)
     dropped = {reason: ledger.dropped[reason] for reason in DropReason if ledger.dropped[reason]}
     result = IngestResult(
         rows_read=ledger.rows,
@@ -355,6 +359,7 @@ def ingest(
         examples={reason: ledger.examples[reason] for reason in dropped},
         tables=parts(out),
         sources=ledger.sources(),
+        inputs=inputs,
     )
     if quarantine is not None:
         write_quarantine(result.tables, quarantine)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from gristmill import ingest as module
 from gristmill.errors import InputError
 from gristmill.ingest import find_rollout_files, ingest
+from gristmill.inputs import INPUTS
 from gristmill.table import parts, raw_lines, schema
 
 
@@ -319,3 +321,25 @@ def test_real_folder(shared, tmp_path):
     table = read(tmp_path / "out")
     multi = table.filter(pa.array(["blackjack" in name for name in table["source"].to_pylist()]))
     assert len(set(multi["task_key"].to_pylist())) == 19  # one index, 20 rollouts, 19 prompts
+
+
+def test_materialized_inputs_beside_the_file_are_joined(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(row(5, 1) + b"\n")
+    inputs = [
+        {"_ng_task_index": 5, "_ng_rollout_index": 1, "responses_create_params": {}, "difficulty": "hard"},
+        {"_ng_task_index": 5, "_ng_rollout_index": 1, "difficulty": "second"},
+        {"_ng_task_index": "5", "_ng_rollout_index": 1},
+    ]
+    text = "\n".join(map(json.dumps, inputs)) + "\n\n{torn"
+    (tmp_path / "r_materialized_inputs.jsonl").write_text(text)
+    result = taken(tmp_path / "r.jsonl", tmp_path / "out")
+    assert result.inputs == (1, 2)
+    (joined,) = duckdb.sql(
+        f"SELECT fields->>'difficulty' FROM read_parquet('{tmp_path}/out/part-*.parquet') "
+        f"JOIN read_parquet('{tmp_path}/out/{INPUTS}') USING (run, task_index, rollout_index)"
+    ).fetchall()
+    assert joined == ("hard",)
+
+
+def test_real_inputs_match_their_rollouts(shared, tmp_path):
+    assert taken(shared / "live" / "rg", tmp_path / "out").inputs == (800, 0)
