@@ -188,7 +188,35 @@ def _trainer(job: TrlJob, torch: Any) -> Any:
         activation_checkpointing=False,  # trades time for memory that short rows do not need
     )
     dataset = _dataset(job)
-    return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    kind = SFTTrainer if torch.cuda.is_available() else _scoring_labels_only(SFTTrainer)
+    return kind(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+
+def _scoring_labels_only(kind: Any) -> Any:
+    """SFTTrainer with the loss on labelled positions alone, for devices without Triton.
+
+    There TRL 1.16 projects every position onto the vocabulary and masks afterwards (`add_fused_lm_head`, `compact`):
+    with short answers to longer prompts that is half of a step's time and most of its memory. The loss is the same
+    mean over labelled tokens; TRL's entropy and accuracy are not computed.
+    """
+    from torch.nn.functional import cross_entropy
+
+    class LabelsOnly(kind):  # type: ignore[misc]  # TRL has no types
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            # The adapter's layers sit inside the base model, so its decoder runs with them.
+            whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+            labels = inputs["labels"][:, 1:]
+            scored = labels != -100
+            states = whole.base_model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            ).last_hidden_state[:, :-1]
+            logits = whole.get_output_embeddings()(states[scored]).float()
+            count = scored.sum() if num_items_in_batch is None else num_items_in_batch
+            return cross_entropy(logits, labels[scored], reduction="sum") / count
+
+    return LabelsOnly
 
 
 def _with_adapter(job: TrlJob, model: Any, torch: Any) -> Any:
@@ -335,15 +363,14 @@ def _last_checkpoint(work: Path) -> Path | None:
 
 
 def _keep_only(work: Path, identity: str) -> None:
-    """Empties `work` unless it belongs to the job `identity`."""
+    """Removes checkpoints from `work` unless they are of the job `identity`."""
     owner = work / "job.json"
     if owner.is_file() and json.loads(owner.read_text()) == {"identity": identity}:
         return
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+    # By name: `work` may be a folder that holds other things as well.
+    for folder in [*work.glob("checkpoint-*"), work / "cache"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    (work / "done.json").unlink(missing_ok=True)
     _write(owner, {"identity": identity})
 
 
