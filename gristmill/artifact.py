@@ -106,7 +106,7 @@ def summary(manifest: Manifest) -> str:
         case "dataset":
             return f"{counts['examples']} examples"
         case "checkpoint" if "steps" in counts:
-            return f"{counts['steps']} steps, loss {counts['losses'][0]:.2f} → {counts['losses'][-1]:.2f}"
+            return f"{counts['steps']} steps, mean loss {sum(counts['losses']) / counts['steps']:.3f}"
         case "evaluation":
             return f"mean reward {counts['mean_reward']:.3f}"
         case "decision":

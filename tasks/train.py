@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 
-from gristmill.train_trl import TrlJob
-
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
 from gristmill.identity import digest
 from gristmill.recipe import TrainRecipe
 from gristmill.train import train
+from gristmill.train_trl import TrlJob
 from gristmill.workspace import Workspace
 from tasks.caching import step
 
@@ -36,8 +35,8 @@ def train_policy(dataset: ArtifactRef, base: ArtifactRef, settings: TrainRecipe,
         seed=seed,
         **settings.model_dump(),
     )
-    final = train(job, on_step=lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}"))
     with store.draft("checkpoint") as draft:
+        final = train(job, on_step=lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}"))
         draft.adopt(output)
         counts = {name: final[name] for name in ("steps", "tokens", "losses")}
         ref = draft.commit(stage="train", parents=[dataset, base], settings=inputs, counts=counts)
