@@ -216,9 +216,8 @@ def hf_datasets(file: Path, folder: Path) -> Any:
         "json", data_files=str(file), cache_dir=str(folder / "cache"), split="train"
     )
     kept = loaded.filter(lambda reward: reward >= MIN_REWARD, input_columns="reward")
-    kept.map(lambda row: {"messages": _messages(row)}, remove_columns=kept.column_names).to_json(
-        folder / "sft.jsonl"
-    )
+    chats = kept.map(lambda row: {"messages": _messages(row)}, remove_columns=kept.column_names)
+    chats.to_json(folder / "sft.jsonl")
     return len(kept)
 
 
@@ -290,7 +289,7 @@ WAYS: dict[str, tuple[str, Callable[[Path, Path], Any], str | None]] = {
 
 
 def measure(name: str, file: Path, folder: Path) -> tuple[float, float, str]:
-    """Run a way in a fresh interpreter: (seconds without interpreter start, peak MB of all processes, result)."""
+    """Run a way in a fresh interpreter: (seconds without its start, peak MB of all processes, result)."""
     command = [sys.executable, __file__, "--way", name, str(file), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0

@@ -11,6 +11,7 @@ Reads `.jsonl`, plain or compressed (gzip, zstd; told by content), directories a
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import glob
 import gzip
@@ -80,8 +81,10 @@ def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
             inside = sorted(p for p in path.rglob("*") if p.is_file() and is_rollout_name(p.name))
             if not inside:
                 raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")
-        elif path.exists():
+        elif path.is_file():
             inside = [path]
+        elif path.exists():
+            raise InputError(f"{path} is not a regular file; write it to a file first")
         elif glob.has_magic(str(given)):
             inside = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
             inside = [p for p in inside if p.is_file() and is_rollout_name(p.name)]
@@ -330,7 +333,7 @@ def ingest(
 
     Args:
         paths: files, directories and globs, as `find_rollout_files` takes them.
-        out: an existing, empty folder. After an error what stands in it is of no use.
+        out: an empty folder; made if it is not there. After an error what stands in it is of no use.
         workers: processes, this one counted; as many as there are cores if not given, one for small input.
         progress: called with (bytes of the files done, bytes in all), never from two threads at once.
         quarantine: folder for the dropped lines, as `write_quarantine` writes them.
@@ -339,6 +342,7 @@ def ingest(
         InputError: a file is absent, unreadable, binary or damaged, or there is no row at all.
     """
     files = find_rollout_files(paths)
+    out.mkdir(parents=True, exist_ok=True)
     total = sum(file.stat().st_size for file in files)
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -391,7 +395,9 @@ def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
     try:
         for _ in range(workers - 1):
             children.append(Worker())
-            threads.append(threading.Thread(target=drain, args=(children[-1].write,), daemon=True))
+            # in the caller's context, which says where progress is heard
+            task = functools.partial(contextvars.copy_context().run, drain, children[-1].write)
+            threads.append(threading.Thread(target=task, daemon=True))
             threads[-1].start()
         drain(PartWriter().write)
         for thread in threads:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
+from gristmill.chat import canonical_prompt
 from gristmill.reasons import DropReason
 
 _BOM = b"\xef\xbb\xbf"
@@ -371,24 +372,6 @@ class _Answer(NamedTuple):
 _NO_PROMPT = _Prompt(None, 0)
 
 
-def canonical_prompt(instructions: Any, items: Any, tools: Any) -> bytes:
-    """Canonical JSON of a prompt, equal for equal prompts in every version of NeMo Gym's rows.
-
-    Absent and null fields are the same, `type: "message"` is the default, and a string is one user message.
-    """
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
-    if isinstance(items, list):
-        items = [_without_defaults(item) for item in items]
-    if isinstance(tools, list):
-        tools = [_without_defaults(tool) for tool in tools]
-    value = {"instructions": instructions or None, "input": items or None, "tools": tools or None}
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # a lone surrogate
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
 def _without_defaults(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
@@ -399,8 +382,23 @@ def _prompt(instructions: bytes, items: bytes, tools: bytes) -> _Prompt:
     values = [_value(part) for part in (instructions, items, tools)]
     if not values[0] and not values[1]:
         return _NO_PROMPT
-    text = canonical_prompt(*values)
-    return _Prompt(_short(text), _chars(values[0]) + _chars(values[1]))
+    chars = _chars(values[0]) + _chars(values[1])
+    text = canonical_prompt({"responses_create_params": _plain_params(*values)})
+    return _Prompt(_short(text), chars)
+
+
+def _plain_params(instructions: Any, items: Any, tools: Any) -> dict[str, Any]:
+    """A prompt in the one form that rows of all versions of NeMo Gym share, so that it is equal across runs.
+
+    Null fields are left out, and `type: "message"`, which is the default; a string is one user message.
+    """
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    if isinstance(items, list):
+        items = [_without_defaults(item) for item in items]
+    if isinstance(tools, list):
+        tools = [_without_defaults(tool) for tool in tools]
+    return {"instructions": instructions, "input": items, "tools": tools}
 
 
 def _chars(value: Any) -> int:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from gristmill.errors import GristmillError
 from gristmill.part import Claim, Part, PartWriter, Settled
 
 
@@ -39,7 +40,7 @@ class Worker:
 
         Raises:
             InputError: as `PartWriter.write`.
-            RuntimeError: the child died.
+            GristmillError: the child died.
         """
         try:
             self._pipe.send(part)
@@ -49,7 +50,10 @@ class Worker:
             self._pipe.send(settle(claim))
             done = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise RuntimeError(f"an ingest worker died (exit code {self._process.wait()})") from None
+            raise GristmillError(
+                f"an ingest worker died with exit code {self._process.wait()}, most likely for want of "
+                "memory; close other programs and run again"
+            ) from None
         if isinstance(done, Exception):
             raise done
 

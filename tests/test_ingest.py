@@ -1,5 +1,6 @@
 """Ingest: every line accounted for, the same bytes from any number of workers, nothing left running."""
 
+import contextvars
 import gzip
 import hashlib
 import json
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gristmill import ingest as module
-from gristmill.errors import InputError
+from gristmill.errors import GristmillError, InputError
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.inputs import INPUTS
 from gristmill.table import parts, raw_lines, schema
@@ -170,6 +171,36 @@ def test_compressed_copies_give_the_same_rows_in_the_same_parts(tmp_path, small_
         result = taken(tmp_path / name, tmp_path / f"{name}.out", workers=2)
         tables[name] = [pq.read_table(path, columns=["line", "raw", "drop_reason"]) for path in result.tables]
     assert tables["r.jsonl"] == tables["r.jsonl.gz"] == tables["r.jsonl.zst"]
+
+
+def test_progress_is_heard_where_the_caller_listens(tmp_path, small_parts):
+    """Parts end in several threads; each call comes in the caller's context and in rising order."""
+    file = tmp_path / "r.jsonl"
+    many(file)
+    listener = contextvars.ContextVar("listener", default=None)
+    heard = []
+    listener.set(heard)
+    taken(
+        file, tmp_path / "out", workers=3, progress=lambda done, total: listener.get().append((done, total))
+    )
+    size = file.stat().st_size
+    assert heard == sorted(heard) and heard[-1] == (size, size)
+    assert len(heard) == len(parts(tmp_path / "out"))
+
+
+def test_a_killed_worker_is_one_sentence(tmp_path, small_parts, monkeypatch):
+    """The out-of-memory killer takes a child: the ingest ends with an error and not with a short table."""
+    file = tmp_path / "r.jsonl"
+    many(file)
+    start = module.Worker.__init__
+
+    def doomed(self):
+        start(self)
+        self._process.kill()
+
+    monkeypatch.setattr(module.Worker, "__init__", doomed)
+    with pytest.raises(GristmillError, match="worker died with exit code -9"):
+        taken(file, tmp_path / "out", workers=2)
 
 
 pieces = st.sampled_from(
