@@ -68,6 +68,14 @@ def improve(
     _improve(load(recipe, overrides or ()), workspace, json)
 
 
+@app.command("recipe")
+def show_recipe() -> None:
+    """Print a recipe with every field, its default and what it means, to start from."""
+    from gristmill.recipe import documented
+
+    print(documented(), end="")
+
+
 @app.command()
 def champion(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
     """Who is champion, since when, and on what evidence."""

@@ -198,6 +198,25 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"override: {_sentence(error)}") from None
 
 
+def documented(recipe: Recipe | None = None) -> str:
+    """A recipe as YAML with every field's description behind it: a file to start from."""
+    lines: list[str] = []
+
+    def write(section: BaseModel, indent: str) -> None:
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                lines.append(f"{indent}{name}:  # {(type(value).__doc__ or '').strip()}")
+                write(value, indent + "  ")
+            else:
+                plain = section.model_dump(mode="json", include={name})[name]
+                shown = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+                lines.append(f"{indent}{name}: {shown}  # {field.description}")
+
+    write(recipe or Recipe(), "")
+    return "\n".join(lines) + "\n"
+
+
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
 

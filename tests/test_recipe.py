@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gristmill.errors import RecipeError
-from gristmill.recipe import Recipe, build, load, with_overrides
+from gristmill.recipe import Recipe, build, documented, load, with_overrides
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -68,6 +68,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yaml"):
         load(path)
+
+
+def test_the_documented_recipe_is_the_default_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(documented())
+    assert load(path) == Recipe()
+    assert "per_task: 4  # At most so many rollouts a task" in documented()
 
 
 def test_overrides_reach_nested_fields_and_keep_their_type() -> None:
