@@ -462,14 +462,11 @@ def _scores(row: _Row) -> tuple[dict[str, float], dict[str, str]]:
 
 def _items(output: list[_Item | list[_Item]]) -> tuple[list[_Item], bool]:
     """The items of an output, and whether it is malformed. Of transitions (lists) the last is the whole."""
-    plain = [item for item in output if not isinstance(item, list)]
-    if len(plain) == len(output):
-        return plain, False
-    if plain:
-        return [], True
+    kinds = set(map(type, output))
+    if list not in kinds:
+        return output, False  # type: ignore[return-value]  # no list is among them
     last = output[-1]
-    assert isinstance(last, list)
-    return last, False
+    return (last, False) if len(kinds) == 1 and isinstance(last, list) else ([], True)
 
 
 def _answer(items: list[_Item]) -> _Answer:
@@ -481,25 +478,26 @@ def _answer(items: list[_Item]) -> _Answer:
     chars = 0
     for item in items:
         kind = item.type
-        call = kind is not None and kind.endswith("_call")
-        said = item.role == "assistant" and (kind is None or kind == "message")
-        if not (call or said or kind == "reasoning"):
+        said: Any = None
+        if kind is None or kind == "message":
+            if item.role != "assistant":
+                speaking = False
+                continue
+            said = _said(item.content)
+            chars += len(said)
+        elif kind.endswith("_call"):
+            said = [item.name or kind, item.arguments or ""]
+            names.append(said[0])
+            chars += len(said[1])
+        elif kind != "reasoning":
             speaking = False
             continue
         if not speaking:
             speaking = True
             turns += 1
             written.append([])
-        if call:
-            assert kind is not None
-            name, arguments = item.name or kind, item.arguments or ""
-            names.append(name)
-            written[-1].append([name, arguments])
-            chars += len(arguments)
-        elif said:
-            text = _said(item.content)
-            chars += len(text)
-            written[-1].append(text)
+        if said is not None:
+            written[-1].append(said)
     if not turns:
         return _Answer()
     if len(written) == 1 and len(written[0]) == 1 and isinstance(written[0][0], str):
