@@ -68,6 +68,21 @@ def improve(
     _improve(load(recipe, overrides or ()), workspace, json)
 
 
+@app.command()
+def inspect(
+    files: Annotated[list[str], typer.Argument(help="Rollout files (.jsonl, .gz, .zst), folders or globs.")],
+    json: JsonOption = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file.")] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(help="Write dropped lines, byte for byte, and their reasons to this folder.")
+    ] = None,
+) -> None:
+    """Profile and diagnose rollouts, from the files alone."""
+    from gristmill.inspect_command import inspect as run
+
+    run(files, json=json, html=html, quarantine=quarantine)
+
+
 @app.command("recipe")
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""
