@@ -210,7 +210,7 @@ def _environment(db: duckdb.DuckDBPyConnection, name: str) -> Environment:
     reward = _spreads(db, "SELECT 'reward' AS name, reward AS value FROM here")["reward"]
     values = [value for (value,) in db.execute("SELECT DISTINCT reward FROM here LIMIT 3").fetchall()]
     kind, solved_at = _kind(reward, values)
-    low, high = (0.0, 1.0) if kind in ("binary", "continuous") else (None, None)
+    low, high = (0.0, 1.0) if reward.min >= 0 and reward.max <= 1 else (None, None)
     rewards = [value for (value,) in db.execute("SELECT reward FROM here").fetchall()]
     bins = bin_values(rewards, _BINS, low=low, high=high)
     gap = _GAP * (reward.max - reward.min)
