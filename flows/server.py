@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gristmill.errors import EngineError
+
 _DATABASE = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
 _START_TIMEOUT = 120.0  # seconds; a cold import on a busy machine takes 30
 _PARENT_POLL = 0.5  # seconds
@@ -83,20 +85,18 @@ class EmbeddedServer:
         """Until it answers.
 
         Raises:
-            RuntimeError: it died or did not answer in time; with its last words.
+            EngineError: it died or did not answer in time; with its last words.
         """
         deadline = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 assert self.process.stderr is not None
                 words = self.process.stderr.read().decode(errors="replace").strip().splitlines()
-                raise RuntimeError(f"the embedded Prefect server did not start: {words[-1] if words else 'no message'}")
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-        raise RuntimeError(f"the embedded Prefect server did not answer within {_START_TIMEOUT:.0f} s")
+                raise EngineError(f"the embedded Prefect server did not start: {words[-1] if words else 'no message'}")
+            if _answers(self.url):
+                return
+            time.sleep(0.05)
+        raise EngineError(f"the embedded Prefect server did not answer within {_START_TIMEOUT:.0f} s")
 
     def stop(self) -> None:
         """End it at once: everything worth keeping is in the workspace."""
@@ -112,8 +112,13 @@ def prefect_api(home: Path) -> Iterator[EmbeddedServer | None]:
 
     Yields at once, while the server still starts: import the flows first, then `wait` for it. Prefect must not have
     been imported before the block when the server is embedded.
+
+    Raises:
+        EngineError: a configured API does not answer.
     """
-    if configured_api():
+    if url := configured_api():
+        if not _answers(url):
+            raise EngineError(f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL")
         yield None
         return
     home.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,17 @@ def prefect_api(home: Path) -> Iterator[EmbeddedServer | None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+def _answers(url: str) -> bool:
+    """Whether an API answers at all; a server that asks for a password does."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _free_port() -> int:

@@ -144,7 +144,10 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
             embedded.wait()
         # The heartbeat thread makes every flow last a second longer, and nobody watches an embedded server's flows.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
-            outcome = flow(recipe, str(place.root))
+            try:
+                outcome = flow(recipe, str(place.root))
+            except KeyboardInterrupt:
+                sys.exit("interrupted; the same command goes on from here")
     _tell(outcome, place, table, time.monotonic() - started, as_json)
 
 
@@ -214,6 +217,3 @@ def main() -> None:
     except GristmillError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

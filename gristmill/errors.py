@@ -9,6 +9,7 @@
     │   ├── ArtifactMissing(LookupError)
     │   ├── ArtifactDamaged
     │   └── WorkspaceBusy
+    ├── EngineError(RuntimeError)         the Prefect API does not answer; exit 1
     ├── CollectionError(RuntimeError)     rollouts could not be collected; exit 1
     └── TrainingError(RuntimeError)       a trainer failed; exit 1
 
@@ -59,6 +60,10 @@ class ArtifactDamaged(StoreError):
 
 class WorkspaceBusy(StoreError):
     """Another live process holds the workspace lock."""
+
+
+class EngineError(GristmillError, RuntimeError):
+    """The Prefect API cannot be reached or started."""
 
 
 class CollectionError(GristmillError, RuntimeError):
