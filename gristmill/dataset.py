@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gristmill import chat
+from gristmill.rollout import parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,7 @@ def write_sft(selection: Path, tables: Sequence[Sequence[Path]], counted: dict[s
             origins: list[dict[str, Any]] = []
             for chosen in batch:
                 try:
-                    conversation = chat.convert(orjson.loads(chosen["raw"]))
+                    conversation = chat.convert(parse(chosen["raw"]))
                     chat.require_trainable(conversation)
                 except chat.Unrepresentable as problem:
                     lost[problem.reason] += 1

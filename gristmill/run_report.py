@@ -31,6 +31,7 @@ from gristmill.report import (
     Transcript,
     TurnReport,
 )
+from gristmill.rollout import parse
 from gristmill.statistics import Estimate, paired_difference
 from gristmill.store import Store
 
@@ -223,7 +224,7 @@ def _first_answers(store: Store, table: ArtifactRef, tasks: list[int]) -> dict[i
     for path in sorted(store.path(table).glob("*.parquet")):
         for row in pq.read_table(path, columns=["task_index", "reward", "raw"], filters=wanted).to_pylist():
             try:
-                text = chat.answer_text(chat.convert(orjson.loads(row["raw"])))
+                text = chat.answer_text(chat.convert(parse(row["raw"])))
             except chat.Unrepresentable as problem:
                 text = f"({problem})"
             found[row["task_index"]] = Answer(text=text, reward=row["reward"])

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from gristmill.curate import SELECTION, curate
 from gristmill.dataset import PROVENANCE, TRAIN, write_sft
+from gristmill.ingest import ingest
 from gristmill.recipe import CurateRecipe
 from tests.rows import rollout, table
 
@@ -86,3 +87,16 @@ def test_nothing_selected_is_an_empty_dataset_not_a_crash(tmp_path: Path) -> Non
     counts = dataset(tmp_path, [rollout(reward=None)])
     assert (counts["examples"], counts["rows_read"]) == (0, 1)
     assert pq.read_table(tmp_path / TRAIN).num_rows == 0
+
+
+def test_a_row_with_a_byte_order_mark_is_formatted_as_it_was_read(tmp_path: Path) -> None:
+    files, _ = table(tmp_path, [rollout("plain")])
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    again = tmp_path / "again"
+    again.mkdir()
+    result = ingest([path], again)
+    counts = {"rows_read": result.rows_read, "dropped": {}}
+    selected = curate([result.tables], [counts], CurateRecipe(), tmp_path)
+    assert write_sft(tmp_path / SELECTION, [result.tables], selected, tmp_path)["examples"] == 1
+    assert files != result.tables
