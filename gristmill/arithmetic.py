@@ -46,8 +46,8 @@ class Family(NamedTuple):
 
 
 def _addition() -> Iterator[Problem]:
-    for a in range(2, 31):
-        for b in range(a, 31):
+    for a in range(2, 21):
+        for b in range(a, 21):
             yield Problem(f"{a}+{b}", f"What is {a} + {b}?", a + b)
 
 
@@ -87,9 +87,7 @@ def make_tasks(count: int, seed: int, split: Split, turn: int = 0) -> list[dict[
         UsageError: a family has not that many problems in the split, for this turn and those before it.
     """
     if count < 0 or turn < 0:
-        raise UsageError(
-            f"Arithmetic tasks need count and turn of at least 0, found count={count}, turn={turn}."
-        )
+        raise UsageError(f"Arithmetic tasks need count and turn of at least 0, found count={count}, turn={turn}.")
     tasks = []
     # A run is rounded up to whole rotations: every family then starts each turn at the same place of its order.
     each = -(-count // len(FAMILIES))
@@ -127,9 +125,7 @@ def verify(task: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def response(
-    text: str, *, model: str, prompt_tokens: int, completion_tokens: int, truncated: bool
-) -> dict[str, Any]:
+def response(text: str, *, model: str, prompt_tokens: int, completion_tokens: int, truncated: bool) -> dict[str, Any]:
     """An OpenAI Responses object with one assistant message.
 
     `created_at` is 0 and the ids come from the content, because rollout files are content-addressed: the same

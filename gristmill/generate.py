@@ -63,7 +63,7 @@ def generate(
     encoded = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
     ids, mask = encoded["input_ids"].to(policy.device), encoded["attention_mask"].to(policy.device)
     ends = _end_tokens(policy)
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers is partly typed
         # The sampler below leaves one token to choose; see there.
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -92,10 +92,7 @@ def generate(
     lengths = mask.sum(-1).tolist()
     groups = []
     for row, length in enumerate(lengths):
-        group = [
-            _completion(tokenizer, tokens, ends, length)
-            for tokens in answers[row * width : (row + 1) * width]
-        ]
+        group = [_completion(tokenizer, tokens, ends, length) for tokens in answers[row * width : (row + 1) * width]]
         groups.append(group * samples if greedy else group)
     return groups
 

@@ -1,7 +1,7 @@
 """A policy that acts: a Hugging Face folder, loaded for generation on the best device there is.
 
-Weights are bf16 everywhere, on a CPU too: half the memory, and about twice the speed where the CPU knows bf16. Prompts are
-padded on the left, so that every row of a batch ends where its answer begins.
+Weights are bf16 everywhere, on a CPU too: half the memory, and about twice the speed where the CPU knows bf16.
+Prompts are padded on the left, so that every row of a batch ends where its answer begins.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def load(folder: Path, device: str = "auto") -> Policy:
         UsageError: the folder holds no model, or the device is unknown or absent.
     """
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder} holds no Hugging Face model: expected config.json, weights and a tokenizer in it."
-        )
+        raise UsageError(f"{folder} holds no Hugging Face model: expected config.json, weights and a tokenizer in it.")
     _quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,7 +43,7 @@ def load(folder: Path, device: str = "auto") -> Policy:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     model.requires_grad_(False)
     return Policy(model.to(chosen).eval(), tokenizer, chosen, folder.name)
 
@@ -78,4 +76,4 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is partly typed

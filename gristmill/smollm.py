@@ -67,7 +67,7 @@ class Vocabulary(NamedTuple):
 
 
 def default_cache() -> Path:
-    """Where downloads and conversions live: `GRISTMILL_CACHE`, else `XDG_CACHE_HOME`/gristmill, else ~/.cache/gristmill."""
+    """Where conversions live: `GRISTMILL_CACHE`, else `XDG_CACHE_HOME`/gristmill, else ~/.cache/gristmill."""
     if own := os.environ.get("GRISTMILL_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -250,9 +250,7 @@ def _byte_symbols() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def _write(
-    folder: Path, shape: Shape, weights: Iterator[tuple[str, torch.Tensor]], vocabulary: Vocabulary
-) -> Path:
+def _write(folder: Path, shape: Shape, weights: Iterator[tuple[str, torch.Tensor]], vocabulary: Vocabulary) -> Path:
     """Writes the model folder under a temporary name beside `folder`, then renames; the first finisher wins."""
     import torch
     from safetensors.torch import save_file

@@ -30,7 +30,7 @@ from gristmill.errors import GristmillError, TrainingError, UsageError
 from gristmill.identity import digest, file_digest
 
 VERSION = 1
-"""Part of the job's digest: raise it when the same job would train otherwise, so that no old checkpoint is continued."""
+"""Part of the job's digest: raise it when the same job would train otherwise; no old checkpoint is then continued."""
 
 
 class TrlJob(BaseModel):
@@ -52,12 +52,16 @@ class TrlJob(BaseModel):
     lora_rank: int = Field(16, ge=0, description="Rank of the adapter; 0 trains all weights.")
     lora_alpha: int = Field(32, ge=1, description="The adapter's scale is alpha / rank.")
     lora_targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), min_length=1, description="Linear layers that get an adapter, by the end of their name."
+        ("q_proj", "v_proj"),
+        min_length=1,
+        description="Linear layers that get an adapter, by the end of their name.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     seed: int = Field(0, ge=0, description="Order of the data and start of the adapter.")
     save_steps: int = Field(20, ge=1, description="Steps between checkpoints.")
-    assistant_only_loss: bool = Field(True, description="Train on assistant turns only, not on prompts and tool output.")
+    assistant_only_loss: bool = Field(
+        True, description="Train on assistant turns only, not on prompts and tool output."
+    )
 
     def identity(self) -> str:
         """Hex sha256 over settings and contents; two jobs with one identity end with the same weights."""
@@ -86,7 +90,10 @@ def main(arguments: list[str]) -> int:
     _end_with_parent()
     # Before the imports that read them: no hub, no usage ping, no forked tokenizer threads.
     os.environ.update(
-        HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_DATASETS_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
     )
     try:
         if len(arguments) != 1:
@@ -113,7 +120,9 @@ def run(job: TrlJob, protocol: IO[str]) -> None:
         stats = _recorded(record, identity)
         if not (job.output.is_dir() and stats is not None):
             if job.output.exists():
-                raise UsageError(f"{job.output} exists already and is not this job's: remove it, or name another output.")
+                raise UsageError(
+                    f"{job.output} exists already and is not this job's: remove it, or name another output."
+                )
             _keep_only(job.work, identity)
             stats = _train(job, identity, protocol)
         _emit(protocol, {"event": "done", **stats})
@@ -128,7 +137,7 @@ def _train(job: TrlJob, identity: str, protocol: IO[str]) -> dict[str, Any]:
     from gristmill.policy import threads
 
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # partly typed
     torch.set_num_threads(threads())
     trainer = _trainer(job, torch)
     rows = len(trainer.train_dataset)
@@ -188,23 +197,29 @@ def _trainer(job: TrlJob, torch: Any) -> Any:
         activation_checkpointing=False,  # trades time for memory that short rows do not need
     )
     dataset = _dataset(job)
-    kind = SFTTrainer if torch.cuda.is_available() else _scoring_labels_only(SFTTrainer)
-    return kind(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    return _refined(SFTTrainer, triton=torch.cuda.is_available())(
+        model=model, args=config, train_dataset=dataset, processing_class=tokenizer
+    )
 
 
-def _scoring_labels_only(kind: Any) -> Any:
-    """SFTTrainer with the loss on labelled positions alone, for devices without Triton.
+def _refined(kind: Any, triton: bool) -> Any:
+    """SFTTrainer with two corrections.
 
-    There TRL 1.16 projects every position onto the vocabulary and masks afterwards (`add_fused_lm_head`, `compact`):
-    with short answers to longer prompts that is half of a step's time and most of its memory. The loss is the same
-    mean over labelled tokens; TRL's entropy and accuracy are not computed.
+    - Without Triton (on a CPU), the loss is computed on labelled positions alone. TRL 1.16 there projects every
+      position onto the vocabulary and masks afterwards (`add_fused_lm_head`, `compact`): with short answers to longer
+      prompts that is half of a step's time and most of its memory. The loss is the same mean over labelled tokens;
+      TRL's entropy and accuracy are not computed.
+    - A resumed adapter keeps its dtype. peft 0.21 loads it as fp32 (`load_adapter`, `autocast_adapter_dtype`), so that
+      a resumed run would go on in another precision than the one that was killed.
     """
     from torch.nn.functional import cross_entropy
 
-    class LabelsOnly(kind):  # type: ignore[misc]  # TRL has no types
+    class Refined(kind):  # type: ignore[misc]  # TRL has no types
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
+            if triton:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             # The adapter's layers sit inside the base model, so its decoder runs with them.
             whole = model.get_base_model() if hasattr(model, "get_base_model") else model
             labels = inputs["labels"][:, 1:]
@@ -216,7 +231,14 @@ def _scoring_labels_only(kind: Any) -> Any:
             count = scored.sum() if num_items_in_batch is None else num_items_in_batch
             return cross_entropy(logits, labels[scored], reduction="sum") / count
 
-    return LabelsOnly
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            dtypes = {name: value.dtype for name, value in self.model.named_parameters()}
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # Exact, since the file holds the narrower dtype; and before the optimizer's state, which follows it.
+            for name, value in self.model.named_parameters():
+                value.data = value.data.to(dtypes[name])
+
+    return Refined
 
 
 def _with_adapter(job: TrlJob, model: Any, torch: Any) -> Any:
@@ -299,7 +321,7 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 def _callback(protocol: IO[str], rows: int, resumed: int) -> Any:
     from transformers import TrainerCallback
 
-    class Protocol(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    class Protocol(TrainerCallback):
         """Tells the parent about each step, and marks checkpoints that are whole."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -308,7 +330,12 @@ def _callback(protocol: IO[str], rows: int, resumed: int) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                step = {"event": "step", "step": state.global_step, "of": state.max_steps, "loss": logs["loss"]}
+                step = {
+                    "event": "step",
+                    "step": state.global_step,
+                    "of": state.max_steps,
+                    "loss": logs["loss"],
+                }
                 _emit(protocol, step)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -364,7 +391,7 @@ def _last_checkpoint(work: Path) -> Path | None:
 
 def _keep_only(work: Path, identity: str) -> None:
     """Removes checkpoints from `work` unless they are of the job `identity`."""
-    owner = work / "job.json"
+    owner = work / "identity.json"
     if owner.is_file() and json.loads(owner.read_text()) == {"identity": identity}:
         return
     # By name: `work` may be a folder that holds other things as well.
@@ -388,13 +415,16 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _acquire(lock: IO[str], work: Path) -> None:
-    """Waits a little: the twin of a killed parent needs a moment to notice."""
-    for _ in range(50):
+def _acquire(lock: IO[str], work: Path, patience: float = 10.0) -> None:
+    """Waits up to `patience` seconds: the twin of a killed parent needs a moment to notice."""
+    until = time.monotonic() + patience
+    while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            if time.monotonic() >= until:
+                break
             time.sleep(0.2)
     raise TrainingError(f"Another process trains in {work}: wait for it to end, or end it, then run again.")
 
