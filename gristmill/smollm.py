@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill.errors import UsageError
 from gristmill.identity import digest, file_digest
+from gristmill.policy import yield_cores
 
 if TYPE_CHECKING:
     import torch
@@ -252,6 +253,7 @@ def _byte_symbols() -> list[str]:
 
 def _write(folder: Path, shape: Shape, weights: Iterator[tuple[str, torch.Tensor]], vocabulary: Vocabulary) -> Path:
     """Writes the model folder under a temporary name beside `folder`, then renames; the first finisher wins."""
+    yield_cores()
     import torch
     from safetensors.torch import save_file
 

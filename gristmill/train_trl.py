@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gristmill.errors import GristmillError, TrainingError, UsageError
 from gristmill.identity import digest, file_digest
+from gristmill.policy import threads, yield_cores
 
 VERSION = 1
 """Part of the job's digest: raise it when the same job would train otherwise; no old checkpoint is then continued."""
@@ -88,6 +89,7 @@ def main(arguments: list[str]) -> int:
     """Runs the job in the file that `arguments` names; returns the exit status (design §6)."""
     protocol = _claim_stdout()
     _end_with_parent()
+    yield_cores()
     # Before the imports that read them: no hub, no usage ping, no forked tokenizer threads.
     os.environ.update(
         HF_HUB_OFFLINE="1",
@@ -133,8 +135,6 @@ def _train(job: TrlJob, identity: str, protocol: IO[str]) -> dict[str, Any]:
     import datasets
     import torch
     import transformers
-
-    from gristmill.policy import threads
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # partly typed
