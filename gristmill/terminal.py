@@ -21,7 +21,6 @@ from rich.text import Text
 from gristmill.progress import Update
 
 _MARKS = {"done": ("✓", "green"), "cached": ("✓", "cyan"), "failed": ("✗", "red")}
-_MAX_ROWS = 40  # a long loop scrolls: earlier stages are printed above the live part
 
 
 @dataclass
@@ -42,7 +41,7 @@ class StageTable:
         self.console = console
         self.title = title
         self.rows: dict[tuple[int, str], _Row] = {}
-        self.starting = "starting Prefect"
+        self.live = False
 
     @property
     def cached(self) -> int:
@@ -65,9 +64,13 @@ class StageTable:
             self.console.print(self.title, highlight=False, soft_wrap=True)
             yield
             return
-        with Live(self, console=self.console, refresh_per_second=8, transient=False):
-            yield
-            self.starting = ""
+        with Live(self, console=self.console, refresh_per_second=8) as live:
+            self.live = True
+            try:
+                yield
+            finally:
+                self.live = False  # the last picture shows every stage, however long
+                live.vertical_overflow = "visible"
 
     def __rich__(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
@@ -77,14 +80,17 @@ class StageTable:
         table.add_column("time", justify="right", no_wrap=True)
         table.add_column("what", overflow="ellipsis", no_wrap=True)
         turn = -1
-        for row in list(self.rows.values())[-_MAX_ROWS:]:
+        rows = list(self.rows.values())
+        if self.live:  # a long loop: the latest stages that fit
+            rows = rows[-max(1, self.console.height - 3) :]
+        for row in rows:
             update = row.update
             label = "" if update.turn == turn else ("base" if update.turn == 0 else f"turn {update.turn}")
             turn = update.turn
             table.add_row(label, update.stage, _state(update), f"{row.seconds:.1f} s", _what(update))
         parts: list[RenderableType] = [Text(self.title, style="bold"), table]
-        if not self.rows and self.starting:
-            parts.append(Spinner("dots", self.starting, style="dim"))
+        if self.live and not rows:
+            parts.append(Spinner("dots", "starting Prefect", style="dim"))
         return Group(*parts)
 
     def _plain(self, row: _Row) -> str:
