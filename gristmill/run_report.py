@@ -34,6 +34,7 @@ from gristmill.report import (
 from gristmill.rollout import parse
 from gristmill.statistics import Estimate, paired_difference
 from gristmill.store import Store
+from gristmill.table import parts
 
 _TRANSCRIPTS = 6
 
@@ -221,7 +222,7 @@ def _first_answers(store: Store, table: ArtifactRef, tasks: list[int]) -> dict[i
 
     found = {}
     wanted = [("rollout_index", "==", 0), ("task_index", "in", tasks)]
-    for path in sorted(store.path(table).glob("*.parquet")):
+    for path in parts(store.path(table)):
         for row in pq.read_table(path, columns=["task_index", "reward", "raw"], filters=wanted).to_pylist():
             try:
                 text = chat.answer_text(chat.convert(parse(row["raw"])))
