@@ -63,17 +63,10 @@ def _multiplication() -> Iterator[Problem]:
             yield Problem(f"{a}*{b}", f"What is {a} * {b}?", a * b)
 
 
-def _larger() -> Iterator[Problem]:
-    for a in range(10, 100):
-        for b in range(a + 1, 100):
-            yield Problem(f"max({a},{b})", f"Which is larger, {a} or {b}?", b)
-
-
 FAMILIES = (
     Family("addition", ("What is 1 + 4?", "1 + 4 = 5."), _addition),
     Family("subtraction", ("What is 9 - 9?", "9 - 9 = 0."), _subtraction),
     Family("multiplication", ("What is 2 * 4?", "2 * 4 = 8."), _multiplication),
-    Family("larger", ("Which is larger, 2 or 7?", "7 is larger."), _larger),
 )
 
 

@@ -31,7 +31,7 @@ def _reward(task: dict, text: str) -> float:
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 1), st.integers(0, 1))
 def test_train_and_heldout_share_no_problem(seed, other, turn, heldout_turn):
     train = _problems(arithmetic.make_tasks(100, seed, "train", turn))
-    assert not train & _problems(arithmetic.make_tasks(48, other, "heldout", heldout_turn))
+    assert not train & _problems(arithmetic.make_tasks(40, other, "heldout", heldout_turn))
 
 
 @settings(max_examples=20, deadline=None)
@@ -54,7 +54,7 @@ def test_tasks_are_the_same_in_every_process():
 def test_every_expected_answer_is_right():
     for task in arithmetic.make_tasks(400, 3, "train"):
         a, b = (int(word.strip("?,")) for word in task["question"].split() if word.strip("?,").isdigit())
-        right = {"addition": a + b, "subtraction": a - b, "multiplication": a * b, "larger": max(a, b)}
+        right = {"addition": a + b, "subtraction": a - b, "multiplication": a * b}
         assert int(task["expected_answer"]) == right[task["task_type"]]
 
 
