@@ -212,9 +212,7 @@ def hf_datasets(file: Path, folder: Path) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = datasets.load_dataset(
-        "json", data_files=str(file), cache_dir=str(folder / "cache"), split="train"
-    )
+    loaded = datasets.load_dataset("json", data_files=str(file), cache_dir=str(folder / "cache"), split="train")
     kept = loaded.filter(lambda reward: reward >= MIN_REWARD, input_columns="reward")
     chats = kept.map(lambda row: {"messages": _messages(row)}, remove_columns=kept.column_names)
     chats.to_json(folder / "sft.jsonl")
@@ -224,13 +222,7 @@ def hf_datasets(file: Path, folder: Path) -> Any:
 def polars_read(file: Path, folder: Path) -> Any:
     import polars
 
-    return (
-        polars.scan_ndjson(file)
-        .filter(polars.col("reward") >= MIN_REWARD)
-        .select("response")
-        .collect()
-        .height
-    )
+    return polars.scan_ndjson(file).filter(polars.col("reward") >= MIN_REWARD).select("response").collect().height
 
 
 def duckdb_read(file: Path, folder: Path) -> Any:
@@ -266,9 +258,7 @@ def _select(folder: Path) -> dict[str, Any]:
     from gristmill.table import parts
 
     recipe = CurateRecipe(min_reward=MIN_REWARD, deduplicate=False, per_task=None)
-    counts = curate(
-        [parts(folder / "table")], [{"rows_read": 0, "rows_kept": 0, "dropped": {}}], recipe, folder
-    )
+    counts = curate([parts(folder / "table")], [{"rows_read": 0, "rows_kept": 0, "dropped": {}}], recipe, folder)
     (folder / "counts.json").write_text(json.dumps(counts))
     return counts
 
@@ -336,17 +326,13 @@ def main() -> None:
         print(json.dumps([time.perf_counter() - start, result]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--mb", type=int, default=100, help="size of the file in MB (1400 for the full measurement)"
-    )
+    parser.add_argument("--mb", type=int, default=100, help="size of the file in MB (1400 for the full measurement)")
     parser.add_argument("--corpus", type=Path, help="repeat the rows of this folder instead of made ones")
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS), help="ways to measure")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rollouts.jsonl"
-        rows = make_file(
-            file, chosen.mb * 1_000_000, corpus_rows(chosen.corpus) if chosen.corpus else synthetic_rows()
-        )
+        rows = make_file(file, chosen.mb * 1_000_000, corpus_rows(chosen.corpus) if chosen.corpus else synthetic_rows())
         size = file.stat().st_size
         print(f"{rows} rows, {size / 1e6:.0f} MB, {len(os.sched_getaffinity(0))} cores")
         for name in chosen.only:
@@ -355,9 +341,7 @@ def main() -> None:
                 print(f"{title:44} skipped: {package} is not installed")
                 continue
             seconds, peak, result = measure(name, file, Path(folder))
-            print(
-                f"{title:44} {seconds:8.2f} s {size / seconds / 1e6:8.0f} MB/s {peak:8.0f} MB peak   {result}"
-            )
+            print(f"{title:44} {seconds:8.2f} s {size / seconds / 1e6:8.0f} MB/s {peak:8.0f} MB peak   {result}")
 
 
 if __name__ == "__main__":

@@ -124,9 +124,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
     return tuple(round(i * step, digits) for i in range(first, last + 1))
 
 
-def bin_values(
-    values: Iterable[float], bins: int = 10, *, low: float | None = None, high: float | None = None
-) -> Bins:
+def bin_values(values: Iterable[float], bins: int = 10, *, low: float | None = None, high: float | None = None) -> Bins:
     """Equal bins with round edges that enclose all `values` (and `low`, `high` where given); last bin closed.
 
     `bins` is about how many; no value is left out, so the counts sum to the number of values.
@@ -236,21 +234,16 @@ def histogram(
         # A tenth of the bar is air; an empty bin still has its hover text.
         width = x(edges[i + 1]) - x(edges[i])
         parts.append(
-            Markup(
-                '<g><title>{}: {:,} {}</title><rect class="bar" x="{}" y="{}" width="{}" height="{}"/></g>'
-            ).format(
+            Markup('<g><title>{}: {:,} {}</title><rect class="bar" x="{}" y="{}" width="{}" height="{}"/></g>').format(
                 where, count, unit, _pc(x(edges[i]) + width * 0.05), _px(y), _pc(width * 0.9), _px(height - y)
             )
         )
     parts.append(_baseline(height))
     ticks = [tick for tick in nice_ticks(left, right, 5) if left <= tick <= right]
     spread = decimals_for(*ticks)
-    parts += [
-        _text(_tick(tick, _tick_decimals(ticks, spread)), x(tick), height + 16, "middle") for tick in ticks
-    ]
+    parts += [_text(_tick(tick, _tick_decimals(ticks, spread)), x(tick), height + 16, "middle") for tick in ticks]
     said = "; ".join(
-        f"{number(edges[i], decimals)} to {number(edges[i + 1], decimals)}: {count}"
-        for i, count in enumerate(counts)
+        f"{number(edges[i], decimals)} to {number(edges[i + 1], decimals)}: {count}" for i, count in enumerate(counts)
     )
     return _frame(title, f"{sum(counts):,} {unit}. {said}", parts, height)
 
@@ -280,11 +273,7 @@ def line(
     if len(values) == 1:
         parts.append(Markup('<circle class="dot" cx="50%" cy="{}" r="3.5"/>').format(_px(axis.y(values[0]))))
     else:
-        series = (
-            [("raw", values), ("smooth", moving_average(values, window))]
-            if window > 1
-            else [("smooth", values)]
-        )
+        series = [("raw", values), ("smooth", moving_average(values, window))] if window > 1 else [("smooth", values)]
         paths = Markup("").join(
             Markup('<path class="{}" vector-effect="non-scaling-stroke" d="{}"/>').format(
                 name, _path([(i / last * 1000, axis.y(value)) for i, value in _thinned(shown)])
@@ -292,9 +281,9 @@ def line(
             for name, shown in series
         )
         parts.append(
-            Markup(
-                '<svg viewBox="0 0 1000 {0}" preserveAspectRatio="none" width="100%" height="{0}">{1}</svg>'
-            ).format(height, paths)
+            Markup('<svg viewBox="0 0 1000 {0}" preserveAspectRatio="none" width="100%" height="{0}">{1}</svg>').format(
+                height, paths
+            )
         )
     if len(values) == 1:
         parts.append(_text(f"{x_label} {every:,}", 50, height + 16, "middle"))
@@ -309,9 +298,7 @@ def line(
     return _frame(title, said, parts, height)
 
 
-def bars(
-    rows: Sequence[tuple[float, str, str]], *, title: str, low: float = 0.0, high: float = 1.0
-) -> Markup:
+def bars(rows: Sequence[tuple[float, str, str]], *, title: str, low: float = 0.0, high: float = 1.0) -> Markup:
     """Thin horizontal bars one under the other, from zero, for a table's cell.
 
     Each row is (value, class, text on hover); classes that `STYLE` knows: '' (blue), 'before' (grey),
@@ -385,18 +372,14 @@ def _point(point: Point, x: float, axis: _Axis, decimals: int, interval: str, *,
         else Markup("")
     )
     value = (
-        Markup('<text class="value" x="11" y="{}" dy="0.35em">{}</text>').format(
-            _px(y), number(point.mean, decimals)
-        )
+        Markup('<text class="value" x="11" y="{}" dy="0.35em">{}</text>').format(_px(y), number(point.mean, decimals))
         if named
         else Markup("")
     )
     return Markup(
         '<svg x="{}" y="0" overflow="visible"><g class="point {}"><title>{}</title>{}'
         '<path d="{}" transform="translate(0 {})"/>{}</g></svg>'
-    ).format(
-        _pc(x), point.mark, describe(point, interval), whisker, Markup(_SYMBOLS[point.mark]), _px(y), value
-    )
+    ).format(_pc(x), point.mark, describe(point, interval), whisker, Markup(_SYMBOLS[point.mark]), _px(y), value)
 
 
 def _frame(title: str, said: str, parts: Sequence[Markup], height: int) -> Markup:
@@ -412,9 +395,7 @@ def _baseline(height: int) -> Markup:
 
 
 def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-        name, _pc(x1), _px(y1), _pc(x2), _px(y2)
-    )
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(name, _pc(x1), _px(y1), _pc(x2), _px(y2))
 
 
 def _text(text: str, x: float, y: float, anchor: str) -> Markup:
@@ -439,18 +420,12 @@ def _thinned(values: Sequence[float], most: int = 600) -> list[tuple[int, float]
 
 def _tick(value: float, decimals: int) -> str:
     """A tick's label, short enough for the margin."""
-    return (
-        number(value, decimals)
-        if abs(value) < 1e6
-        else f"{value:.3g}".replace("-", MINUS).replace("e+0", "e")
-    )
+    return number(value, decimals) if abs(value) < 1e6 else f"{value:.3g}".replace("-", MINUS).replace("e+0", "e")
 
 
 def _tick_decimals(ticks: Sequence[float], most: int) -> int:
     """The fewest decimals that print the ticks as they are."""
-    return next(
-        (d for d in range(most) if all(math.isclose(round(t, d), t, abs_tol=1e-12) for t in ticks)), most
-    )
+    return next((d for d in range(most) if all(math.isclose(round(t, d), t, abs_tol=1e-12) for t in ticks)), most)
 
 
 def _px(value: float) -> str:

@@ -28,9 +28,7 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_map(kind):
         pairs = [pair for value in values for pair in sorted(value.items())]
         keys = build([key for key, _ in pairs], kind.key_type)
-        return pa.MapArray.from_arrays(
-            _offsets(values), keys, build([v for _, v in pairs], kind.item_type), kind
-        )
+        return pa.MapArray.from_arrays(_offsets(values), keys, build([v for _, v in pairs], kind.item_type), kind)
     valid = None
     if None in values:
         present = np.fromiter((value is not None for value in values), np.bool_, len(values))
@@ -38,14 +36,10 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
         text = [b"" if value is None else value.encode() for value in values]
         ends = np.fromiter(itertools.accumulate(map(len, text), initial=0), np.int32, len(text) + 1)
-        return pa.Array.from_buffers(
-            kind, len(text), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(text))]
-        )
+        return pa.Array.from_buffers(kind, len(text), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(text))])
     filled = values if valid is None else [0 if value is None else value for value in values]
     if pa.types.is_boolean(kind):
-        bits: np.ndarray[Any, Any] = np.packbits(
-            np.fromiter(filled, np.bool_, len(values)), bitorder="little"
-        )
+        bits: np.ndarray[Any, Any] = np.packbits(np.fromiter(filled, np.bool_, len(values)), bitorder="little")
         return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(bits)])
     data = np.fromiter(filled, kind.to_pandas_dtype(), len(values))
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(data)])

@@ -210,9 +210,7 @@ def _cut(blocks: list[bytes], held: int) -> int:
 
 def _refuse_binary(path: Path, head: bytes) -> None:
     if b"\x00" in head:
-        raise InputError(
-            f"{path} is a binary file; expected JSON lines, plain or compressed with gzip or zstd"
-        )
+        raise InputError(f"{path} is a binary file; expected JSON lines, plain or compressed with gzip or zstd")
 
 
 def _parts(files: Sequence[Path], out: Path) -> Iterator[Part]:
@@ -351,9 +349,7 @@ def ingest(
     ledger = _Ledger(_names(files), progress, total)
     _write_parts(_parts(files, out), ledger, workers)
     if not ledger.rows:
-        raise InputError(
-            f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row"
-        )
+        raise InputError(f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row")
     inputs = write_inputs([(file, _run_of(file)) for file in files], out)
     dropped = {reason: ledger.dropped[reason] for reason in DropReason if ledger.dropped[reason]}
     result = IngestResult(

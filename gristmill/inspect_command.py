@@ -135,9 +135,7 @@ def environment_facts(one: Environment) -> list[tuple[str, str]]:
     repeats = one.rollouts_per_task
     rows = f"{one.rows:,} rollouts of {_many(one.tasks, 'task')}"
     if repeats is not None:
-        spread = (
-            f"{repeats.min:.0f}" if repeats.min == repeats.max else f"{repeats.min:.0f} to {repeats.max:.0f}"
-        )
+        spread = f"{repeats.min:.0f}" if repeats.min == repeats.max else f"{repeats.min:.0f} to {repeats.max:.0f}"
         rows += f", {spread} each"
     facts.append(("rows", rows + (f"; {one.ungroupable:,} of no known task" if one.ungroupable else "")))
     kind = one.reward_kind + (f", of {', '.join(one.components)}" if one.components else "")
@@ -243,9 +241,7 @@ def _table(*columns: str) -> Table:
 
 def _plain(text: str, style: str = "") -> Text:
     """Text from the data: no markup, and no control characters, which a terminal would obey."""
-    return Text(
-        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text), style=style
-    )
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text), style=style)
 
 
 def _many(count: int, what: str) -> str:
@@ -254,11 +250,7 @@ def _many(count: int, what: str) -> str:
 
 def _size(count: int) -> str:
     return (
-        f"{count / 1e9:,.1f} GB"
-        if count >= 1e9
-        else f"{count / 1e6:,.1f} MB"
-        if count >= 1e5
-        else f"{count:,} bytes"
+        f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
     )
 
 
@@ -276,9 +268,7 @@ def render(found: Profile) -> str:
     return _template().render(
         found=found,
         headline=_headline(found).plain,
-        environments=list(
-            zip(found.environments, histograms, map(environment_facts, found.environments), strict=True)
-        ),
+        environments=list(zip(found.environments, histograms, map(environment_facts, found.environments), strict=True)),
         checked=checked_words(found),
         style=charts.STYLE,
         number=charts.number,
@@ -289,7 +279,5 @@ def _template() -> Template:
     from jinja2 import Environment as Jinja
     from jinja2 import PackageLoader, StrictUndefined
 
-    jinja = Jinja(
-        loader=PackageLoader("gristmill", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    jinja = Jinja(loader=PackageLoader("gristmill", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return jinja.get_template("inspect.html.j2")

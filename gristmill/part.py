@@ -93,9 +93,7 @@ class PartWriter:
         """
         size = sum(segment.stop - segment.start for segment in part.segments)
         if size > _LIMIT:
-            raise InputError(
-                f"{part.segments[-1].path} has a line of more than 2 GiB; no rollout is that long"
-            )
+            raise InputError(f"{part.segments[-1].path} has a line of more than 2 GiB; no rollout is that long")
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         claim = Claim([], [], [], [], [], [])
@@ -118,9 +116,7 @@ class PartWriter:
         if readings:
             self._save(part, claim, settled, offsets, readings, runs, keys)
 
-    def _read(
-        self, segment: Segment, start: int, claim: Claim, offsets: list[int], readings: list[Reading]
-    ) -> None:
+    def _read(self, segment: Segment, start: int, claim: Claim, offsets: list[int], readings: list[Reading]) -> None:
         """Read the segment's lines, which lie in the buffer from `start`, and close the gaps between them."""
         buffer = self._buffer
         end = start + segment.stop - segment.start
@@ -135,9 +131,7 @@ class PartWriter:
             if line and not line.isspace():
                 reading = self._reader.read(line)
                 reason = _torn(line, reading.drop_reason) if torn else reading.drop_reason
-                readings.append(
-                    reading if reason is reading.drop_reason else reading._replace(drop_reason=reason)
-                )
+                readings.append(reading if reason is reading.drop_reason else reading._replace(drop_reason=reason))
                 claim.reasons.append(reason)
                 claim.digests.append(hashlib.sha256(line).digest())
                 claim.at.append(number)
@@ -168,9 +162,7 @@ class PartWriter:
             reasons[position] = DropReason.DUPLICATE_ROLLOUT
         firsts = zip(part.segments, settled.first_lines, claim.rows, strict=True)
         places = [(segment.name, first) for segment, first, rows in firsts for _ in range(rows)]
-        values: dict[str, Sequence[Any]] = dict(
-            zip(Reading._fields, zip(*readings, strict=True), strict=True)
-        )
+        values: dict[str, Sequence[Any]] = dict(zip(Reading._fields, zip(*readings, strict=True), strict=True))
         values |= {
             "rollout_id": [digest.hex()[:32] for digest in claim.digests],
             "source": [name for name, _ in places],

@@ -72,9 +72,7 @@ class Environment(_Model):
     ungroupable: int = Field(description="Rows whose task is not known: no pairs, no solve rates.")
     reward: Spread
     reward_kind: RewardKind
-    components: tuple[str, ...] = Field(
-        description="Names in `reward_components`; the reward is made of several."
-    )
+    components: tuple[str, ...] = Field(description="Names in `reward_components`; the reward is made of several.")
     histogram: Histogram
     solved_at: float = Field(description="Solved from this reward on: 1 if binary, else the range's middle.")
     never: int = Field(description="Tasks that no rollout solved.")
@@ -105,9 +103,7 @@ class Profile(_Model):
     drops: tuple[Dropped, ...]
     files: int
     bytes: int = Field(description="Of the files, uncompressed.")
-    failures_beside: int = Field(
-        0, description="Lines of the files' `_failures.jsonl` sidecars, which are not read."
-    )
+    failures_beside: int = Field(0, description="Lines of the files' `_failures.jsonl` sidecars, which are not read.")
     truncated: int = Field(description="Usable rows whose answer is cut.")
     duplicate_answers: int = Field(description="Usable rows that say what another row of their task said.")
     environments: tuple[Environment, ...]
@@ -128,9 +124,7 @@ def profile(result: IngestResult) -> Profile:
             "CREATE VIEW usable AS SELECT *, coalesce(agent, source) AS environment "
             f"FROM read_parquet({_listed(result.tables)}) WHERE drop_reason IS NULL"
         )
-        names = [
-            name for (name,) in db.execute("SELECT DISTINCT environment FROM usable ORDER BY 1").fetchall()
-        ]
+        names = [name for (name,) in db.execute("SELECT DISTINCT environment FROM usable ORDER BY 1").fetchall()]
         return Profile(
             rows_read=result.rows_read,
             rows_kept=result.rows_kept,
@@ -154,9 +148,7 @@ def profile(result: IngestResult) -> Profile:
             ),
             environments=tuple(_environment(db, name) for name in names),
             models=_counts(db, "SELECT coalesce(model, '(not named)'), count(*) FROM usable GROUP BY 1"),
-            tools=_counts(
-                db, "SELECT unnest(tools_called) AS tool, count(*) FROM usable GROUP BY 1", most=50
-            ),
+            tools=_counts(db, "SELECT unnest(tools_called) AS tool, count(*) FROM usable GROUP BY 1", most=50),
             lengths=_lengths(db),
             metrics=_spreads(
                 db,
@@ -195,9 +187,7 @@ def _spreads(db: duckdb.DuckDBPyConnection, query: str) -> dict[str, Spread]:
 
 def _lengths(db: duckdb.DuckDBPyConnection) -> dict[str, Spread]:
     columns = ("turns", "tool_calls", "prompt_chars", "answer_chars", "output_tokens", "row_bytes")
-    each = " UNION ALL ".join(
-        f"SELECT '{name}' AS name, {name}::DOUBLE AS value FROM usable" for name in columns
-    )
+    each = " UNION ALL ".join(f"SELECT '{name}' AS name, {name}::DOUBLE AS value FROM usable" for name in columns)
     found = _spreads(db, each)
     return {name: found[name] for name in columns if name in found}
 
@@ -237,9 +227,7 @@ def _environment(db: duckdb.DuckDBPyConnection, name: str) -> Environment:
     assert counted is not None
     tasks, never, sometimes, always, pairs, signal = counted
     rows = reward.count
-    components = db.execute(
-        "SELECT DISTINCT unnest(map_keys(metrics)) AS name FROM here ORDER BY name"
-    ).fetchall()
+    components = db.execute("SELECT DISTINCT unnest(map_keys(metrics)) AS name FROM here ORDER BY name").fetchall()
     prefix = "reward_components."
     return Environment(
         name=name,

@@ -89,9 +89,7 @@ class Histogram(_Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Histogram:
         if len(self.edges) != len(self.counts) + 1:
-            raise ValueError(
-                f"expected one edge more than counts, found {len(self.edges)}, {len(self.counts)}"
-            )
+            raise ValueError(f"expected one edge more than counts, found {len(self.edges)}, {len(self.counts)}")
         if any(a >= b for a, b in pairwise(self.edges)):
             raise ValueError("expected rising edges")
         return self
@@ -229,9 +227,7 @@ def headline(report: RunReport) -> Headline:
             "Without scores on held-out tasks there is no evidence for or against the training.",
         )
     if not report.promoted:
-        evidence = (
-            f"{report.champion} stays champion with a held-out mean reward of {estimate_words(champion)}, "
-        )
+        evidence = f"{report.champion} stays champion with a held-out mean reward of {estimate_words(champion)}, "
         evidence += f"{size_words(champion)}."
         tried = [(turn.gate.decision.lift, turn.challenger) for turn in report.turns if turn.gate]
         if tried:
@@ -241,17 +237,13 @@ def headline(report: RunReport) -> Headline:
     d = decimals_for(base.mean, champion.mean)
     from_to = f"from {number(base.mean, d)} to {number(champion.mean, d)}"
     if lift is None or lift.low is None or lift.high is None:
-        return Headline(
-            f"Held-out mean reward went {from_to}", "No interval was computed, so this may be chance."
-        )
+        return Headline(f"Held-out mean reward went {from_to}", "No interval was computed, so this may be chance.")
     words = f"{lift_words(lift, report.confidence)}, {size_words(champion)}."
     if lift.low > 0:
         return Headline(f"Held-out mean reward rose {from_to}", words)
     if lift.high < 0:
         return Headline(f"Held-out mean reward fell {from_to}", words)
-    return Headline(
-        f"Held-out mean reward went {from_to}, which may be chance", f"The interval includes zero: {words}"
-    )
+    return Headline(f"Held-out mean reward went {from_to}, which may be chance", f"The interval includes zero: {words}")
 
 
 def decision_words(turn: TurnReport) -> str:
@@ -354,9 +346,7 @@ def fold(text: str, limit: int = FOLD_AFTER) -> Folded:
 
 
 def _decimals(estimate: Estimate) -> int:
-    return decimals_for(
-        *(value for value in (estimate.mean, estimate.low, estimate.high) if value is not None)
-    )
+    return decimals_for(*(value for value in (estimate.mean, estimate.low, estimate.high) if value is not None))
 
 
 def _bracket(estimate: Estimate, *, sign: bool) -> str:
@@ -390,9 +380,7 @@ def _curve(report: RunReport) -> Markup:
     for turn in report.turns:
         if turn.score is None:
             continue
-        points.append(
-            _chart_point(f"turn {turn.turn}", turn.score, "promoted" if turn.promoted else "rejected")
-        )
+        points.append(_chart_point(f"turn {turn.turn}", turn.score, "promoted" if turn.promoted else "rejected"))
         if turn.promoted:
             champion.append(turn.score.mean)
         elif turn.gate is not None:
@@ -440,9 +428,7 @@ def _losses(report: RunReport) -> dict[int, Markup]:
         return {}
     low, high = min(min(t.loss) for t in shown.values()), max(max(t.loss) for t in shown.values())
     return {
-        n: charts.line(
-            t.loss, title=f"Training loss of turn {n}", every=t.loss_every, low=min(low, 0.0), high=high
-        )
+        n: charts.line(t.loss, title=f"Training loss of turn {n}", every=t.loss_every, low=min(low, 0.0), high=high)
         for n, t in shown.items()
     }
 

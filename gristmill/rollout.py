@@ -258,8 +258,7 @@ class Reader:
             _forced_params(params) if isinstance(params, dict) else None,
             row.get("reward", msgspec.UNSET),
             _text(name),
-            row.get("mask_sample") is True
-            or (isinstance(instance, dict) and instance.get("mask_sample") is True),
+            row.get("mask_sample") is True or (isinstance(instance, dict) and instance.get("mask_sample") is True),
             {_clean(k): v for k, v in components.items()} if isinstance(components, dict) else None,
             _whole(row.get("_ng_task_index")),
             _whole(row.get("_ng_rollout_index")),
@@ -274,9 +273,7 @@ class Reader:
                 continue
             # a struct's field names may hold neither quotes nor control characters
             if name.isprintable() and '"' not in name and "\\" not in name:
-                small = not isinstance(value, dict | list | str) or (
-                    isinstance(value, str) and len(value) < 200
-                )
+                small = not isinstance(value, dict | list | str) or (isinstance(value, str) and len(value) < 200)
                 self._learned[name] = self._learned.get(name, True) and small
         if before != (len(self._learned), sum(self._learned.values())):
             self._compile()
@@ -554,9 +551,7 @@ def _forced_item(item: Any) -> Any:
     content = item.get("content")
     if isinstance(content, list):
         content = [
-            _Part(_text(part.get("text")), _text(part.get("refusal")))
-            for part in content
-            if isinstance(part, dict)
+            _Part(_text(part.get("text")), _text(part.get("refusal"))) for part in content if isinstance(part, dict)
         ]
     elif not isinstance(content, str):
         content = None
@@ -565,9 +560,7 @@ def _forced_item(item: Any) -> Any:
 
 
 def _forced_params(params: dict[str, Any]) -> _Params:
-    return _Params(
-        *(msgspec.Raw(json.dumps(params.get(n)).encode()) for n in ("instructions", "input", "tools"))
-    )
+    return _Params(*(msgspec.Raw(json.dumps(params.get(n)).encode()) for n in ("instructions", "input", "tools")))
 
 
 def _whole(value: Any) -> int | None:

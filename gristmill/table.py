@@ -71,9 +71,7 @@ def parts(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob("part-*.parquet"))
     if not found:
-        raise ArtifactMissing(
-            f"{folder} holds no rollout table (no part-*.parquet); ingest the rollouts again"
-        )
+        raise ArtifactMissing(f"{folder} holds no rollout table (no part-*.parquet); ingest the rollouts again")
     return found
 
 

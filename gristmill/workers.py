@@ -27,8 +27,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             start = (
-                f"import sys; sys.path[:] = {sys.path!r}; "
-                f"from gristmill.workers import serve; serve({theirs.fileno()})"
+                f"import sys; sys.path[:] = {sys.path!r}; from gristmill.workers import serve; serve({theirs.fileno()})"
             )
             self._process = subprocess.Popen(
                 [sys.executable, "-c", start], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL

@@ -111,9 +111,7 @@ def test_a_curve_marks_its_points_and_says_them_in_words() -> None:
 
 @given(st.lists(st.tuples(small, small, small), min_size=1, max_size=12))
 def test_every_mark_lies_inside_the_plot(raw: list[tuple[float, float, float]]) -> None:
-    points = [
-        Point(str(i), *sorted(t)[1:2], sorted(t)[0], sorted(t)[2], "rejected") for i, t in enumerate(raw)
-    ]
+    points = [Point(str(i), *sorted(t)[1:2], sorted(t)[0], sorted(t)[2], "rejected") for i, t in enumerate(raw)]
     svg = charts.curve(points, [p.mean for p in points], title="t", interval="i", height=100)
     ys = [float(line.get(k) or "nan") for line in parsed(svg).iter("line") for k in ("y1", "y2")]
     assert all(-0.02 <= y <= 100.02 for y in ys)

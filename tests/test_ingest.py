@@ -29,9 +29,7 @@ def row(task=0, rollout=0, prompt="q", text="a", reward=1.0, **change):
     value = {
         "responses_create_params": {"input": [{"role": "user", "content": prompt}]},
         "response": {
-            "output": [
-                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
-            ]
+            "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
         },
         "reward": reward,
         "_ng_task_index": task,
@@ -152,10 +150,7 @@ def test_same_bytes_from_any_number_of_workers(tmp_path, small_parts):
         assert result.rows_read == 208 and result.dropped == {"not_json": 4, "duplicate_rollout": 4}
     table = read(tmp_path / "2")
     lines = file.read_bytes().split(b"\n")
-    assert all(
-        lines[n - 1] == raw
-        for n, raw in zip(table["line"].to_pylist(), table["raw"].to_pylist(), strict=True)
-    )
+    assert all(lines[n - 1] == raw for n, raw in zip(table["line"].to_pylist(), table["raw"].to_pylist(), strict=True))
 
 
 def test_compressed_copies_give_the_same_rows_in_the_same_parts(tmp_path, small_parts):
@@ -180,9 +175,7 @@ def test_progress_is_heard_where_the_caller_listens(tmp_path, small_parts):
     listener = contextvars.ContextVar("listener", default=None)
     heard = []
     listener.set(heard)
-    taken(
-        file, tmp_path / "out", workers=3, progress=lambda done, total: listener.get().append((done, total))
-    )
+    taken(file, tmp_path / "out", workers=3, progress=lambda done, total: listener.get().append((done, total)))
     size = file.stat().st_size
     assert heard == sorted(heard) and heard[-1] == (size, size)
     assert len(heard) == len(parts(tmp_path / "out"))
@@ -239,9 +232,7 @@ def test_every_line_is_accounted_for(tmp_path_factory, monkeypatch, lines, newli
     assert table["raw"].to_pylist() == rows
     assert table["drop_reason"].null_count == result.rows_kept
     dropped = [r for r, why in zip(rows, table["drop_reason"].to_pylist(), strict=True) if why is not None]
-    assert (folder / "quarantine" / "dropped.jsonl").read_bytes() == b"".join(
-        line + b"\n" for line in dropped
-    )
+    assert (folder / "quarantine" / "dropped.jsonl").read_bytes() == b"".join(line + b"\n" for line in dropped)
     why = [json.loads(line) for line in (folder / "quarantine" / "reasons.jsonl").read_bytes().splitlines()]
     assert [w["reason"] for w in why] == [r for r in table["drop_reason"].to_pylist() if r is not None]
 
@@ -344,9 +335,7 @@ def _alive(pid):
 
 def test_real_folder(shared, tmp_path):
     result = taken(shared, tmp_path / "out")
-    lines = sum(
-        bool(line.strip()) for path in find_rollout_files([shared]) for line in path.read_bytes().split(b"\n")
-    )
+    lines = sum(bool(line.strip()) for path in find_rollout_files([shared]) for line in path.read_bytes().split(b"\n"))
     assert result.rows_read == lines == result.rows_kept + sum(result.dropped.values())
     assert result.examples["duplicate_rollout"] == ("graphwalks.jsonl", 5)
     table = read(tmp_path / "out")

@@ -54,8 +54,21 @@ def test_the_pins_resolve(python: str) -> None:
     if not shutil.which("uv"):
         pytest.skip("uv is not on PATH")
     resolved = subprocess.run(
-        ["uv", "pip", "compile", "pyproject.toml", "--extra", "train", "--group", "dev", "--quiet"]
-        + ["--python-version", python, "--no-header", "--no-annotate"],
+        [
+            "uv",
+            "pip",
+            "compile",
+            "pyproject.toml",
+            "--extra",
+            "train",
+            "--group",
+            "dev",
+            "--quiet",
+            "--python-version",
+            python,
+            "--no-header",
+            "--no-annotate",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

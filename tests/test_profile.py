@@ -13,9 +13,7 @@ def row(task, rollout, reward, text, agent="agent", **change):
         "responses_create_params": {"input": [{"role": "user", "content": f"question {task}"}]},
         "response": {
             "model": "m",
-            "output": [
-                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
-            ],
+            "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}],
         },
         "reward": reward,
         "_ng_task_index": task,

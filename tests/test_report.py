@@ -107,9 +107,7 @@ def a_report(turns: int = 2, *, scale: float = 1.0, shift: float = 0.0, promote:
                 task="a3f09b11",
                 category="addition",
                 question="What is 47 + 38? End with the number alone.",
-                before=Answer(
-                    text="To find 47 + 38 we add the tens: 40 + 30 = 70, so the answer is 75.", reward=0.0
-                ),
+                before=Answer(text="To find 47 + 38 we add the tens: 40 + 30 = 70, so the answer is 75.", reward=0.0),
                 after=Answer(text="47 + 38 = 85\n\n85", reward=1.0),
             ),
             Transcript(
@@ -263,9 +261,7 @@ def test_the_page_is_whole_and_sound_in_every_shape(make: Callable[[], RunReport
     assert len(ids) == len(set(ids))
     assert {attrs["aria-labelledby"] for _, attrs in page.elements if "aria-labelledby" in attrs} <= set(ids)
     assert len(page.tags("table")) == len(page.tags("caption"))
-    after_image = [
-        b for (a, attrs), (b, _) in pairwise(page.elements) if a == "svg" and attrs.get("role") == "img"
-    ]
+    after_image = [b for (a, attrs), (b, _) in pairwise(page.elements) if a == "svg" and attrs.get("role") == "img"]
     assert set(after_image) <= {"title"}  # whoever does not see a drawing is told what it shows
     assert "nan" not in words(html).lower().split() and "None" not in words(html)
 
@@ -274,16 +270,12 @@ def test_the_page_is_whole_and_sound_in_every_shape(make: Callable[[], RunReport
 def test_nothing_runs_and_nothing_is_fetched(make: Callable[[], RunReport]) -> None:
     html = render(make())
     page = Page(html)
-    allowed = (
-        "html head meta title style body header main section article footer h1 h2 h3 h4 p b dl div dt dd"
-    )
+    allowed = "html head meta title style body header main section article footer h1 h2 h3 h4 p b dl div dt dd"
     allowed += " ul ol li table caption thead tbody tfoot tr th td span code pre details summary"
     allowed += " svg g desc line path rect circle text"
     assert {tag for tag, _ in page.elements} <= set(allowed.split())
     for _, attrs in page.elements:
-        assert not [
-            name for name in attrs if name.startswith("on") or name in {"src", "href", "srcset", "action"}
-        ]
+        assert not [name for name in attrs if name.startswith("on") or name in {"src", "href", "srcset", "action"}]
     style = "".join(page.texts["style"]) + "".join(a.get("style") or "" for _, a in page.elements)
     assert "url(" not in style and "@import" not in style and "expression" not in style
     policy = page.tags("meta")[1]["content"] or ""
@@ -327,8 +319,7 @@ def test_the_headline_claims_a_rise_only_on_evidence() -> None:
     report = a_report(2)
     assert headline(report).claim == "Held-out mean reward rose from 0.31 to 0.63"
     assert (
-        headline(report).evidence
-        == "+0.32, 95 % interval [+0.27, +0.37], 64 tasks \N{MULTIPLICATION SIGN} 4 samples."
+        headline(report).evidence == "+0.32, 95 % interval [+0.27, +0.37], 64 tasks \N{MULTIPLICATION SIGN} 4 samples."
     )
     doubtful = report.model_copy(update={"lift": estimate(0.1, 0.2)})
     assert headline(doubtful).claim.endswith("which may be chance")
@@ -365,9 +356,7 @@ def test_a_run_without_promotion_says_who_stays_and_how_near_it_came() -> None:
         ),
     ],
 )
-def test_a_decision_is_told_with_its_numbers(
-    mean: float, half: float, min_effect: float, expected: str
-) -> None:
+def test_a_decision_is_told_with_its_numbers(mean: float, half: float, min_effect: float, expected: str) -> None:
     gate = Gate(
         champion="base",
         champion_score=estimate(0.31),
@@ -397,9 +386,7 @@ def test_the_champion_is_followed_through_promotions_and_rejections() -> None:
 
 
 def test_a_run_that_began_with_an_older_champion_names_it() -> None:
-    gate = Gate(
-        champion="old", champion_score=estimate(0.6), decision=decide(estimate(0.0, 0.1), PromoteRecipe())
-    )
+    gate = Gate(champion="old", champion_score=estimate(0.6), decision=decide(estimate(0.0, 0.1), PromoteRecipe()))
     turn = TurnReport(turn=1, challenger="new", score=estimate(0.6), gate=gate)
     report = RunReport(title="t", base="base", environment="e", turns=(turn,), base_score=estimate(0.3))
     assert (report.champion, report.champion_score) == ("old", gate.champion_score)
@@ -420,18 +407,14 @@ def test_the_funnel_shows_every_reason_and_adds_up() -> None:
 
 
 def test_a_funnel_without_drops_says_so() -> None:
-    turn = TurnReport(
-        turn=1, challenger="c", funnel=Funnel(rows_read=5, rows_kept=5, dropped={"truncated": 0})
-    )
+    turn = TurnReport(turn=1, challenger="c", funnel=Funnel(rows_read=5, rows_kept=5, dropped={"truncated": 0}))
     html = words(render(RunReport(title="t", base="b", environment="e", turns=(turn,))))
     assert "5 read = 5 kept + 0 dropped" in html and "nothing dropped" in html
     assert "truncated" not in html
 
 
 def test_an_absent_part_says_so_in_its_place() -> None:
-    html = words(
-        render(RunReport(title="t", base="b", environment="e", turns=(TurnReport(turn=1, challenger="c"),)))
-    )
+    html = words(render(RunReport(title="t", base="b", environment="e", turns=(TurnReport(turn=1, challenger="c"),))))
     for line in (
         "No policy was scored on held-out tasks in this run.",
         "The gate made no decision on c.",

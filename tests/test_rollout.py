@@ -158,9 +158,7 @@ def test_answer_key_ignores_outer_space_and_ids_only():
 def test_prompt_key_is_the_same_in_every_version_of_the_row():
     old = {"input": [{"role": "user", "content": "2+2?"}]}
     text = {"input": "2+2?", "metadata": {"extra_body": "seed"}, "instructions": None, "tools": None}
-    same = {
-        read(row(responses_create_params=p)).prompt_key for p in (old, text, row()["responses_create_params"])
-    }
+    same = {read(row(responses_create_params=p)).prompt_key for p in (old, text, row()["responses_create_params"])}
     assert len(same) == 1
     assert read(row(responses_create_params={**text, "instructions": "Be brief."})).prompt_key not in same
     assert read(row(responses_create_params={"input": []})).prompt_key is None
