@@ -25,7 +25,7 @@ def artifacts(workspace: Path) -> set[str]:
     return {str(ref) for ref in store.refs() if ref.kind in KINDS}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_random_kills(prefect_server: str, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     whole = command(tmp_path / "whole", prefect_server, "turns=2")
