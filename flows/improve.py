@@ -16,12 +16,11 @@ from flows.iterate import evaluate, iterate
 from gristmill import model
 from gristmill.artifact import ArtifactRef
 from gristmill.loop import Standing, Turn
-from gristmill.promotion import Champion, register
+from gristmill.promotion import Champion, read_decision, register
 from gristmill.recipe import Recipe, with_overrides
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
 from tasks.collect import base_policy, make_tasks
-from tasks.promote import read_decision
 from tasks.report import PAGE, write_report
 
 
@@ -101,7 +100,7 @@ def _register(workspace: Workspace, recipe: Recipe, turn: Turn) -> None:
             checkpoint=turn.checkpoint,
             replaced=turn.champion,
             decision=turn.decision,
-            lift=read_decision(turn.decision).lift,
+            lift=read_decision(workspace.store, turn.decision).lift,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )

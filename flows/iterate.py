@@ -14,14 +14,16 @@ from prefect import flow
 
 from gristmill.artifact import ArtifactRef
 from gristmill.loop import Standing, Turn
+from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
+from gristmill.workspace import Workspace
 from tasks.caching import run
 from tasks.collect import collect_rollouts, make_tasks
 from tasks.curate import curate_rollouts
 from tasks.evaluate import evaluate_policy
 from tasks.format import format_dataset
 from tasks.ingest import ingest_rollouts
-from tasks.promote import decide_promotion, read_decision
+from tasks.promote import decide_promotion
 from tasks.train import train_policy
 from tasks.validate import validate_dataset
 
@@ -120,5 +122,5 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         evaluation=measured.evaluation,
         heldout_table=measured.table,
         decision=decision,
-        promoted=read_decision(decision).promoted,
+        promoted=read_decision(Workspace.current().store, decision).promoted,
     )

@@ -109,6 +109,8 @@ def summary(manifest: Manifest) -> str:
             return f"{counts['steps']} steps, mean loss {sum(counts['losses']) / counts['steps']:.3f}"
         case "evaluation":
             return f"mean reward {counts['mean_reward']:.3f}"
+        case "report" if "findings" in counts:
+            return f"{counts['findings']} findings" if counts["findings"] else "nothing to object to"
         case "decision":
             return f"{counts['verdict']}, lift {counts['lift']:+.3f}"
     return ""

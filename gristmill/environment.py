@@ -9,9 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast
 
+import orjson
+
+from gristmill.artifact import ArtifactRef
 from gristmill.errors import RecipeError
+from gristmill.store import Store
 
 _BUILT_IN = {"arithmetic": "gristmill.arithmetic"}
+
+
+TASKS = "tasks.jsonl"
 
 
 class Environment(Protocol):
@@ -32,6 +39,11 @@ class Environment(Protocol):
     ) -> dict[str, Any]:
         """A Responses object around a generated text."""
         ...
+
+
+def read_tasks(store: Store, ref: ArtifactRef) -> list[dict[str, Any]]:
+    """The rows of a task set in the store."""
+    return [orjson.loads(line) for line in (store.path(ref) / TASKS).read_bytes().splitlines()]
 
 
 def environment(name: str) -> Environment:

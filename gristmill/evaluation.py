@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from gristmill.artifact import ArtifactRef
 from gristmill.errors import CollectionError, UsageError
 from gristmill.statistics import Estimate, mean_reward, paired_difference
+from gristmill.store import Store
 
 FILE = "evaluation.json"
 
@@ -110,6 +111,11 @@ def evaluate(
         truncated_share=cut / count,
         mean_answer_chars=chars / count,
     )
+
+
+def read_evaluation(store: Store, ref: ArtifactRef) -> Evaluation:
+    """An evaluation from the store."""
+    return Evaluation.model_validate(store.read_json(ref, FILE))
 
 
 def lift(challenger: Evaluation, champion: Evaluation, confidence: float) -> Estimate:

@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from gristmill.artifact import ArtifactRef
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate
+from gristmill.store import Store
 from gristmill.workspace import Workspace, append_line, read_lines
+
+FILE = "decision.json"
 
 
 class Verdict(StrEnum):
@@ -62,6 +65,12 @@ def decide(lift: Estimate, recipe: PromoteRecipe) -> Decision:
             verdict = Verdict.INCONCLUSIVE
             reason = f"lift {lift.mean:+.3f}, {interval}: it includes {floor:+.3f}; more tasks could settle it"
     return Decision(verdict=verdict, lift=lift, min_effect=floor, confidence=recipe.confidence, reason=reason)
+
+
+def read_decision(store: Store, ref: ArtifactRef) -> Decision:
+    """A decision from the store; its file also names challenger and champion."""
+    value = store.read_json(ref, FILE)
+    return Decision.model_validate({name: value[name] for name in Decision.model_fields})
 
 
 class Champion(BaseModel):

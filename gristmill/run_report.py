@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict
 
 from gristmill import chat
 from gristmill.artifact import ArtifactRef, Manifest
-from gristmill.evaluation import FILE as EVALUATION
-from gristmill.evaluation import Evaluation, lift
+from gristmill.environment import read_tasks
+from gristmill.evaluation import Evaluation, lift, read_evaluation
 from gristmill.loop import Turn
-from gristmill.promotion import Decision, Verdict
+from gristmill.promotion import Verdict, read_decision
 from gristmill.recipe import Recipe
 from gristmill.report import (
     Answer,
@@ -97,12 +96,12 @@ def build(
 ) -> Built:
     """Everything that a finished run has to show."""
     confidence = recipe.promote.confidence
-    start = _evaluation(store, base_evaluation)
+    start = read_evaluation(store, base_evaluation)
     promoted = [turn for turn in turns if turn.promoted]
-    final = _evaluation(store, promoted[-1].evaluation) if promoted else start
+    final = read_evaluation(store, promoted[-1].evaluation) if promoted else start
     # Where nothing was promoted, before-and-after shows the last challenger: the base against itself says nothing.
     shown = (promoted or list(turns))[-1]
-    after = _evaluation(store, shown.evaluation)
+    after = read_evaluation(store, shown.evaluation)
     names = {base: recipe.policy.model} | {turn.checkpoint: f"turn {turn.turn}" for turn in turns}
     # A challenger may be the champion's equal to the byte; the earlier name stays with it.
     total = lift(final, start, confidence)
@@ -129,9 +128,9 @@ def build(
         turns=tuple(
             TurnSummary(
                 turn=turn.turn,
-                mean_reward=_evaluation(store, turn.evaluation).estimate.mean,
+                mean_reward=read_evaluation(store, turn.evaluation).estimate.mean,
                 promoted=turn.promoted,
-                verdict=_decision(store, turn.decision).verdict,
+                verdict=read_decision(store, turn.decision).verdict,
                 examples=store.manifest(turn.dataset).counts["examples"],
                 checkpoint=turn.checkpoint.digest,
                 dataset=turn.dataset.digest,
@@ -144,15 +143,6 @@ def build(
     return Built(report=report, summary=summary)
 
 
-def _evaluation(store: Store, ref: ArtifactRef) -> Evaluation:
-    return Evaluation.model_validate(store.read_json(ref, EVALUATION))
-
-
-def _decision(store: Store, ref: ArtifactRef) -> Decision:
-    value = store.read_json(ref, "decision.json")
-    return Decision.model_validate({name: value[name] for name in Decision.model_fields})
-
-
 def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport:
     counts = store.manifest(turn.dataset).counts
     rewards = counts["rewards"]
@@ -160,11 +150,11 @@ def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport
     return TurnReport(
         turn=turn.turn,
         challenger=f"turn {turn.turn}",
-        score=_evaluation(store, turn.evaluation).estimate,
+        score=read_evaluation(store, turn.evaluation).estimate,
         gate=Gate(
             champion=names[turn.champion],
-            champion_score=_evaluation(store, turn.champion_evaluation).estimate,
-            decision=_decision(store, turn.decision),
+            champion_score=read_evaluation(store, turn.champion_evaluation).estimate,
+            decision=read_decision(store, turn.decision),
         ),
         funnel=Funnel(
             rows_read=counts["rows_read"],
@@ -192,15 +182,11 @@ def _categories(before: Evaluation, after: Evaluation, confidence: float, store:
 
 
 def _types(store: Store, tasks: ArtifactRef) -> list[str]:
-    return [str(row.get("task_type") or "all") for row in _task_rows(store, tasks)]
-
-
-def _task_rows(store: Store, tasks: ArtifactRef) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in (store.path(tasks) / "tasks.jsonl").read_bytes().splitlines()]
+    return [str(row.get("task_type") or "all") for row in read_tasks(store, tasks)]
 
 
 def _transcripts(store: Store, tasks: ArtifactRef, before: ArtifactRef, after: ArtifactRef) -> tuple[Transcript, ...]:
-    rows = _task_rows(store, tasks)
+    rows = read_tasks(store, tasks)
     chosen = sorted({round(i * (len(rows) - 1) / max(1, _TRANSCRIPTS - 1)) for i in range(_TRANSCRIPTS)})
     old, new = _first_answers(store, before, chosen), _first_answers(store, after, chosen)
     return tuple(

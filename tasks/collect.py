@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
 from gristmill import collect as collecting
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
-from gristmill.environment import environment
+from gristmill.environment import TASKS, environment, read_tasks
 from gristmill.identity import digest
 from gristmill.recipe import SamplingRecipe
 from gristmill.workspace import Workspace
 from tasks.caching import step
-
-TASKS = "tasks.jsonl"
 
 
 @step("base-policy")
@@ -54,7 +52,7 @@ def collect_rollouts(
     """Sample the policy on every task and verify; resumes from its journal after a kill."""
     workspace = Workspace.current()
     store = workspace.store
-    rows = task_rows(tasks)
+    rows = read_tasks(store, tasks)
     settings = {"environment": environment_name, "seed": seed, **sampling.model_dump(mode="json")}
     work = workspace.work(
         f"collect-{digest({'policy': policy.digest, 'tasks': tasks.digest, 'settings': settings})[:32]}"
@@ -75,9 +73,3 @@ def collect_rollouts(
         ref = draft.commit(stage="collect", parents=[policy, tasks], settings=settings, counts=counts)
     shutil.rmtree(work)
     return ref
-
-
-def task_rows(tasks: ArtifactRef) -> list[dict[str, Any]]:
-    """The rows of a task set."""
-    path = Workspace.current().store.path(tasks) / TASKS
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gristmill.artifact import ArtifactRef
-from gristmill.evaluation import FILE, Evaluation, evaluate, scored
+from gristmill.environment import read_tasks
+from gristmill.evaluation import FILE, evaluate, scored
 from gristmill.workspace import Workspace
 from tasks.caching import step
-from tasks.collect import task_rows
 from tasks.ingest import table_files
 
 
@@ -20,7 +20,7 @@ def evaluate_policy(
     result = evaluate(
         policy,
         tasks,
-        task_rows(tasks),
+        read_tasks(store, tasks),
         scored(files),
         samples=samples,
         confidence=confidence,
@@ -37,8 +37,3 @@ def evaluate_policy(
                 "missing": result.missing,
             },
         )
-
-
-def read_evaluation(ref: ArtifactRef) -> Evaluation:
-    """An evaluation from the store."""
-    return Evaluation.model_validate(Workspace.current().store.read_json(ref, FILE))

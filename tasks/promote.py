@@ -5,21 +5,18 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from gristmill.artifact import ArtifactRef
-from gristmill.evaluation import lift
-from gristmill.promotion import Decision, decide
+from gristmill.evaluation import lift, read_evaluation
+from gristmill.promotion import FILE, decide
 from gristmill.recipe import PromoteRecipe
 from gristmill.workspace import Workspace
 from tasks.caching import step
-from tasks.evaluate import read_evaluation
-
-FILE = "decision.json"
 
 
 @step("promote")
 def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe) -> ArtifactRef:
     """Compare two evaluations on the same tasks; who becomes champion is the flow's doing."""
     store = Workspace.current().store
-    ours, theirs = read_evaluation(challenger), read_evaluation(champion)
+    ours, theirs = read_evaluation(store, challenger), read_evaluation(store, champion)
     decision = decide(lift(ours, theirs, settings.confidence), settings)
     with store.draft("decision") as draft:
         draft.write_json(
@@ -42,9 +39,3 @@ def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: P
         key="gate",
     )
     return ref
-
-
-def read_decision(ref: ArtifactRef) -> Decision:
-    """A decision from the store."""
-    value = Workspace.current().store.read_json(ref, FILE)
-    return Decision.model_validate({k: value[k] for k in Decision.model_fields})

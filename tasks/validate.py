@@ -18,4 +18,9 @@ def validate_dataset(dataset: ArtifactRef, settings: ChecksRecipe) -> ArtifactRe
     with store.draft("report") as draft:
         # The dataset's digest makes this report its own: two datasets may both have nothing to report.
         draft.write_json("findings.json", {"dataset": dataset.digest, "findings": [f.model_dump() for f in findings]})
-        return draft.commit(stage="validate", parents=[dataset], settings=settings.model_dump(mode="json"))
+        return draft.commit(
+            stage="validate",
+            parents=[dataset],
+            settings=settings.model_dump(mode="json"),
+            counts={"findings": len(findings)},
+        )
