@@ -147,7 +147,8 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
             try:
                 outcome = flow(recipe, str(place.root))
             except KeyboardInterrupt:
-                sys.exit("interrupted; the same command goes on from here")
+                print("interrupted; the same command goes on from here", file=sys.stderr)
+                sys.exit(130)
     _tell(outcome, place, table, time.monotonic() - started, as_json)
 
 
