@@ -21,6 +21,7 @@ import orjson
 
 from gristmill import chat
 from gristmill.rollout import parse
+from gristmill.table import read_raw
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,11 +117,7 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _chosen(selection: Path, tables: Sequence[Sequence[Path]]) -> Iterator[list[dict[str, Any]]]:
-    """Chosen rows with their raw bytes, a batch at a time, in the selection's order.
-
-    Only row groups that hold a chosen row are read.
-    """
-    import numpy as np
+    """Chosen rows with their raw bytes, a batch at a time, in the selection's order."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -131,19 +128,10 @@ def _chosen(selection: Path, tables: Sequence[Sequence[Path]]) -> Iterator[list[
     for number, files in enumerate(tables):
         for order, path in enumerate(files):
             mine = wanted.filter((at_table == number) & (at_file == order))
-            rows_here = mine["at_row"].to_numpy()
-            source = pq.ParquetFile(path)
-            start = 0
-            for group in range(source.metadata.num_row_groups):
-                stop = start + source.metadata.row_group(group).num_rows
-                first, last = np.searchsorted(rows_here, [start, stop])
-                if last > first:
-                    raw = source.read_row_group(group, columns=["raw"])["raw"].take(rows_here[first:last] - start)
-                    part = mine.slice(first, last - first).select(["rollout_id", "task_key", "reward"])
-                    for row, payload in zip(part.to_pylist(), raw.to_pylist(), strict=True):
-                        pending.append({**row, "raw": payload})
-                        if len(pending) == _BATCH:
-                            yield pending
-                            pending = []
-                start = stop
+            named = mine.select(["rollout_id", "task_key", "reward"]).to_pylist()
+            for row, raw in zip(named, read_raw(path, mine["at_row"].to_numpy()), strict=True):
+                pending.append({**row, "raw": raw})
+                if len(pending) == _BATCH:
+                    yield pending
+                    pending = []
     yield pending

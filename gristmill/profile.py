@@ -19,6 +19,7 @@ from gristmill.charts import bin_values
 from gristmill.ingest import IngestResult
 from gristmill.reasons import DropReason
 from gristmill.rollout import Unreadable, parse
+from gristmill.table import read_raw
 
 if TYPE_CHECKING:
     import duckdb
@@ -275,20 +276,15 @@ def _check(tables: Sequence[Path], usable: int) -> Checked:
     problems: Counter[str] = Counter()
     rows = seen = 0
     for path in tables:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            reasons = file.read_row_group(group, columns=["drop_reason"])["drop_reason"].to_pylist()
-            positions = [position for position, reason in enumerate(reasons) if reason is None]
-            chosen = [position for number, position in enumerate(positions, seen) if number % step == 0]
-            seen += len(positions)
-            if not chosen:
-                continue
-            raw = file.read_row_group(group, columns=["raw"])["raw"]
-            for position in chosen:
-                rows += 1
-                try:
-                    chat.require_trainable(chat.convert(parse(raw[position].as_py())))
-                except (chat.Unrepresentable, Unreadable) as problem:
-                    problems[str(problem.reason)] += 1
+        reasons = pq.read_table(path, columns=["drop_reason"])["drop_reason"].to_pylist()
+        positions = [position for position, reason in enumerate(reasons) if reason is None]
+        chosen = [position for number, position in enumerate(positions, seen) if number % step == 0]
+        seen += len(positions)
+        for raw in read_raw(path, chosen):
+            rows += 1
+            try:
+                chat.require_trainable(chat.convert(parse(raw)))
+            except (chat.Unrepresentable, Unreadable) as problem:
+                problems[str(problem.reason)] += 1
     ordered = {str(reason): problems[reason] for reason in DropReason if problems[reason]}
     return Checked(rows=rows, of=usable, trainable=rows - sum(ordered.values()), problems=ordered)

@@ -33,7 +33,7 @@ from gristmill.report import (
 from gristmill.rollout import parse
 from gristmill.statistics import Estimate, paired_difference
 from gristmill.store import Store
-from gristmill.table import parts
+from gristmill.table import parts, read_raw
 
 _TRANSCRIPTS = 6
 
@@ -207,11 +207,13 @@ def _first_answers(store: Store, table: ArtifactRef, tasks: list[int]) -> dict[i
     import pyarrow.parquet as pq
 
     found = {}
-    wanted = [("rollout_index", "==", 0), ("task_index", "in", tasks)]
+    wanted = set(tasks)
     for path in parts(store.path(table)):
-        for row in pq.read_table(path, columns=["task_index", "reward", "raw"], filters=wanted).to_pylist():
+        rows = pq.read_table(path, columns=["task_index", "rollout_index", "reward"]).to_pylist()
+        at = [n for n, row in enumerate(rows) if row["rollout_index"] == 0 and row["task_index"] in wanted]
+        for row, raw in zip((rows[n] for n in at), read_raw(path, at), strict=True):
             try:
-                text = chat.answer_text(chat.convert(parse(row["raw"])))
+                text = chat.answer_text(chat.convert(parse(raw)))
             except chat.Unrepresentable as problem:
                 text = f"({problem})"
             found[row["task_index"]] = Answer(text=text, reward=row["reward"])

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gristmill.errors import ArtifactMissing
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 
@@ -75,12 +76,27 @@ def parts(folder: Path) -> list[Path]:
     return found
 
 
-def raw_lines(tables: Sequence[Path], where: str = "true") -> Iterator[tuple[str, bytes]]:
-    """(rollout_id, line) of the rows for which the SQL condition holds, in row order, streamed."""
-    import duckdb
+def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator[bytes]:
+    """The lines of the rows at these positions of one part, as they stood in the input.
 
-    with duckdb.connect() as db:
-        for path in tables:
-            rows = db.execute(f"SELECT rollout_id, raw FROM read_parquet(?) WHERE {where}", [str(path)])
-            while batch := rows.fetchmany(256):
-                yield from batch
+    Args:
+        part: a `part-*.parquet`.
+        rows: positions in the part, from 0, ascending.
+
+    Only row groups that hold such a row are read, one at a time.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    at = np.asarray(rows, np.int64)
+    if not len(at):
+        return
+    with pq.ParquetFile(part) as file:
+        start = 0
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            first, last = np.searchsorted(at, [start, stop])
+            if last > first:
+                lines = file.read_row_group(group, columns=["raw"])["raw"]
+                yield from lines.take(at[first:last] - start).to_pylist()
+            start = stop

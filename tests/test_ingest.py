@@ -22,7 +22,7 @@ from gristmill import ingest as module
 from gristmill.errors import GristmillError, InputError
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.inputs import INPUTS
-from gristmill.table import parts, raw_lines, schema
+from gristmill.table import parts, read_raw, schema
 
 
 def row(task=0, rollout=0, prompt="q", text="a", reward=1.0, **change):
@@ -84,12 +84,8 @@ def test_table_of_a_small_file(tmp_path):
     assert table["rollout_id"][0].as_py() == hashlib.sha256(lines[0]).hexdigest()[:32]
     first, second, _, other, *_ = table["task_key"].to_pylist()
     assert first == second != other
-    assert [raw for _, raw in raw_lines(result.tables, "reward > 0")] == [
-        lines[0],
-        lines[2],
-        lines[4],
-        lines[6],
-    ]
+    assert list(read_raw(result.tables[0], [0, 1, 3])) == [lines[0], lines[2], lines[4]]
+    assert list(read_raw(result.tables[0], [])) == []
     (source,) = result.sources
     assert source["rows"] == 6 and source["bytes"] == file.stat().st_size
 
