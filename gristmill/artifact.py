@@ -17,6 +17,8 @@ Kind = Literal[
     "tasks",
     "rollouts",
     "table",
+    "sample",
+    "decisions",
     "selection",
     "dataset",
     "export",
@@ -101,6 +103,10 @@ def summary(manifest: Manifest) -> str:
             return f"{counts['rollouts']} rollouts, {counts['tokens']} tokens"
         case "table":
             return f"{counts['rows_kept']} of {counts['rows_read']} rows usable"
+        case "sample":
+            return f"{counts['sampled']} of {counts['rollouts']} to review"
+        case "decisions":
+            return f"{counts['accepted']} accepted, {counts['rejected']} rejected"
         case "selection":
             return f"{counts['rows_kept']} of {counts['rows_read']} chosen"
         case "dataset":
