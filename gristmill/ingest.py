@@ -32,7 +32,7 @@ from gristmill.inputs import InputsRead, write_inputs
 from gristmill.part import Claim, Part, PartWriter, Segment, Settled
 from gristmill.reasons import DropReason
 from gristmill.table import parts
-from gristmill.workers import Worker
+from gristmill.workers import Worker, crew
 
 PART_BYTES = 32 << 20
 _ENDS = 1 << 20
@@ -342,10 +342,8 @@ def ingest(
     files = find_rollout_files(paths)
     out.mkdir(parents=True, exist_ok=True)
     total = sum(file.stat().st_size for file in files)
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if total < _PARALLEL_FROM:
-            workers = 1
+    if workers is None and total < _PARALLEL_FROM:
+        workers = 1
     ledger = _Ledger(_names(files), progress, total)
     _write_parts(_parts(files, out), ledger, workers)
     if not ledger.rows:
@@ -366,8 +364,8 @@ def ingest(
     return result
 
 
-def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
-    """Write all parts, in this process and `workers - 1` children."""
+def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int | None) -> None:
+    """Write all parts, in this process and its crew's children."""
     taking = threading.Lock()
     failures: list[BaseException] = []
 
@@ -386,24 +384,27 @@ def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int) -> None:
             failures.append(error)
             ledger.stop()
 
-    children: list[Worker] = []
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(workers - 1):
-            children.append(Worker())
-            # in the caller's context, which says where progress is heard
-            task = functools.partial(contextvars.copy_context().run, drain, children[-1].write)
-            threads.append(threading.Thread(target=task, daemon=True))
-            threads[-1].start()
-        drain(PartWriter().write)
-        for thread in threads:
-            thread.join()
-    finally:
-        ledger.stop()
-        for child in children:
-            child.close()
+    with crew(workers) as shared:
+        threads: list[threading.Thread] = []
+        try:
+            for child in shared.children(shared.workers - 1):
+                # in the caller's context, which says where progress is heard
+                task = functools.partial(contextvars.copy_context().run, drain, functools.partial(_in_child, child))
+                threads.append(threading.Thread(target=task, daemon=True))
+                threads[-1].start()
+            drain(PartWriter().write)
+            for thread in threads:
+                thread.join()
+        finally:
+            ledger.stop()
+            for thread in threads:
+                thread.join()
     if failures:
         raise failures[0]
+
+
+def _in_child(child: Worker, part: Part, settle: Callable[[Claim], Settled]) -> None:
+    child.run("gristmill.part:write_part", part, settle)
 
 
 def write_quarantine(tables: Sequence[Path], folder: Path) -> int:

@@ -188,6 +188,16 @@ class PartWriter:
         )
 
 
+_writer: PartWriter | None = None
+
+
+def write_part(part: Part, settle: Callable[[Claim], Settled]) -> None:
+    """`PartWriter.write`, in a process that keeps its writer: what workers run."""
+    global _writer
+    _writer = _writer or PartWriter()
+    _writer.write(part, settle)
+
+
 def task_key(run: str, reading: Reading) -> str | None:
     """Identity of a row's task within its run: agent, task index and prompt; None if it cannot be known."""
     if not reading.groupable:

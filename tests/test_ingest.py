@@ -188,7 +188,7 @@ def test_a_killed_worker_is_one_sentence(tmp_path, small_parts, monkeypatch):
         self._process.kill()
 
     monkeypatch.setattr(module.Worker, "__init__", doomed)
-    with pytest.raises(GristmillError, match="worker died with exit code -9"):
+    with pytest.raises(GristmillError, match="worker process died with exit code -9"):
         taken(file, tmp_path / "out", workers=2)
 
 
