@@ -78,12 +78,45 @@ class FormatRecipe(Section):
 
 
 class ChecksRecipe(Section):
-    """When data is too poor to spend training on it."""
+    """When data is too poor to spend training on it (docs/checks.md)."""
 
     min_examples: int = Field(16, ge=1, description="Fewer training rows stop the run.")
     max_truncated: float = Field(
         0.5, ge=0, le=1, description="A larger share of cut answers in the rollouts stops the run."
     )
+    max_failures: float = Field(0.2, ge=0, le=1, description="Warn if a larger share of rows are failures.")
+    max_masked: float = Field(0.2, ge=0, le=1, description="Warn if a larger share of rows are masked.")
+    max_unreadable: float = Field(0.02, ge=0, le=1, description="Warn if a larger share of rows cannot be read.")
+    max_untrainable: float = Field(0.05, ge=0, le=1, description="Warn if more of the chosen rows have no chat form.")
+    min_solved: float = Field(0.05, ge=0, le=1, description="Warn if a smaller share of rollouts solve their task.")
+    min_signal: float = Field(
+        0.2, ge=0, le=1, description="Warn if a smaller share of tasks has rollouts with different rewards."
+    )
+    min_gap: float = Field(
+        0.2, ge=0, le=1, description="Gap that a preference pair needs, as a share of the environment's reward range."
+    )
+    max_length_ratio: float = Field(
+        2.0, ge=1, description="Warn if chosen answers are longer than rejected ones by this factor (median)."
+    )
+    min_label_share: float = Field(
+        0.2, ge=0, le=0.5, description="Warn if the rarer KTO label has a smaller share of the rows."
+    )
+    min_tasks: int = Field(8, ge=1, description="Warn if the training rows come from fewer tasks.")
+    max_task_share: float = Field(0.2, gt=0, le=1, description="Warn if one task gives a larger share of the rows.")
+    max_duplicates: float = Field(0.2, ge=0, le=1, description="Warn if more rows (nearly) repeat another.")
+    max_stale: float = Field(0.5, ge=0, le=1, description="Warn if more of the rows are an older policy's.")
+    max_diversity_fall: float = Field(
+        0.3, ge=0, le=1, description="Warn if distinct answers a task fall by more than this from the first turn."
+    )
+    overlap: float = Field(
+        0.7, gt=0, le=1, description="An evaluation task is leaked if training prompts hold this share of its own words."
+    )
+    allowed_overlaps: dict[str, str] = Field(
+        default={}, description="Evaluation tasks whose overlap was reviewed: the finding's task id → why it is fine."
+    )
+    content_rows: int = Field(2000, ge=1, description="Rows read for the checks of content, spread evenly.")
+    silence: tuple[str, ...] = Field((), description="Ids of checks that do not run, such as GM141.")
+    strict: bool = Field(False, description="Warnings stop the run too.")
 
 
 class TrainRecipe(Section):
