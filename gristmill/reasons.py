@@ -86,3 +86,7 @@ class DropReason(StrEnum):
     """The task already has as many answers as the recipe allows."""
     OVER_LENGTH = "over_length"
     """Longer than the recipe's limit."""
+
+    # Writing in a framework's format.
+    TARGET_FORMAT = "target_format"
+    """The target framework's format cannot hold the conversation whole; docs/targets.md says what it cannot hold."""
