@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from gristmill.errors import RecipeError
@@ -70,11 +70,61 @@ class CurateRecipe(Section):
     )
 
 
+class PairsRecipe(Section):
+    """Which answers to one task become preference pairs (methods dpo and reward)."""
+
+    strategy: Literal["best_worst", "folded", "all", "random"] = Field(
+        "best_worst",
+        description="best_worst: one pair a task; folded: i-th best against i-th worst; all: every pair with enough of "
+        "a gap, widest first; random: the same pairs in a seeded order.",
+    )
+    min_gap: float = Field(
+        0.2,
+        ge=0,
+        description="Least difference of the two rewards: as it is where an environment's rewards lie within 0 to 1, "
+        "else as a share of their range. Equal rewards never pair.",
+    )
+    per_task: int | None = Field(4, ge=1, description="At most so many pairs a task; null sets no limit.")
+    min_chosen: float | None = Field(None, description="Least reward of the chosen side; null sets none.")
+    metrics: tuple[str, ...] = Field(
+        (), description="Metrics in which the chosen side must also be better, each by `min_gap` of its own range."
+    )
+
+
 class FormatRecipe(Section):
     """The training format."""
 
-    method: Literal["sft"] = Field("sft", description="Training method.")
-    target: Literal["trl"] = Field("trl", description="Framework that the rows are for.")
+    method: Literal["sft", "dpo", "kto", "reward", "rl"] = Field(
+        "sft", description="sft, dpo, kto, reward (model), or rl (the tasks with signal, to attempt again)."
+    )
+    target: str = Field("trl", description="Framework that the rows are for; docs/targets.md lists them.")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="Share of the tasks set apart for the trainer's validation loss."
+    )
+    pairs: PairsRecipe = PairsRecipe()
+    label_threshold: float | None = Field(
+        None,
+        description="kto: desirable from this reward on; null takes each environment's own (1 if rewards are 0 "
+        "and 1, else the middle of the range).",
+    )
+    token_ids: bool = Field(
+        False, description="sft: the policy's own token ids where rollouts carry them, not tokenised again."
+    )
+    reasoning: Literal["field", "inline_think", "thinking", "drop"] = Field(
+        "field",
+        description="Where reasoning goes: key `reasoning_content`, `<think>` in the text, key `thinking`, nowhere.",
+    )
+    developer: Literal["system", "keep"] = Field(
+        "system", description="Turn the developer role into system, which every template shows, or keep it."
+    )
+    refusals: Literal["keep", "drop"] = Field("keep", description="Keep answers that are refusals, or drop them.")
+    tokenizer: str | None = Field(
+        None, description="Folder or embedded model whose chat template counts tokens; null counts none."
+    )
+    max_tokens: int | None = Field(None, ge=8, description="Tokens of a row at most; needs `tokenizer`.")
+    over_length: Literal["drop", "cut"] = Field(
+        "drop", description="Longer rows: drop, or (sft) cut after the last assistant turn that fits."
+    )
 
 
 class ChecksRecipe(Section):
@@ -109,7 +159,10 @@ class ChecksRecipe(Section):
         0.3, ge=0, le=1, description="Warn if distinct answers a task fall by more than this from the first turn."
     )
     overlap: float = Field(
-        0.7, gt=0, le=1, description="An evaluation task is leaked if training prompts hold this share of its own words."
+        0.7,
+        gt=0,
+        le=1,
+        description="An evaluation task is leaked if training prompts hold this share of its own words.",
     )
     allowed_overlaps: dict[str, str] = Field(
         default={}, description="Evaluation tasks whose overlap was reviewed: the finding's task id → why it is fine."
@@ -144,6 +197,10 @@ class PromoteRecipe(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Two-sided confidence of the interval.")
 
 
+COMPARING = frozenset({"dpo", "kto", "reward", "rl"})
+"""Methods that learn from the difference between good and poor rollouts."""
+
+
 class Recipe(Section):
     """A run of the loop."""
 
@@ -159,6 +216,30 @@ class Recipe(Section):
     train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     promote: PromoteRecipe = PromoteRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compare_all_rewards(cls, values: Any) -> Any:
+        """Methods that compare rollouts need the poor ones too: there curation selects nothing by reward."""
+        if not isinstance(values, Mapping):
+            return values
+        chosen = values.get("format", {})
+        method = chosen.get("method") if isinstance(chosen, Mapping) else getattr(chosen, "method", "sft")
+        curate = values.get("curate", {})
+        if method not in COMPARING or not isinstance(curate, Mapping):
+            return values
+        return {**values, "curate": {"min_reward": None, "per_task": None, "deduplicate": False, **curate}}
+
+    @model_validator(mode="after")
+    def _no_reward_filter_before_comparing(self) -> Recipe:
+        if self.format.method in COMPARING and self.curate.min_reward is not None:
+            raise ValueError(
+                f"curate.min_reward must be null for format.method {self.format.method}, which needs rollouts of low "
+                "reward too; set format.pairs.min_chosen or format.label_threshold instead"
+            )
+        if self.format.max_tokens is not None and self.format.tokenizer is None:
+            raise ValueError("format.max_tokens needs format.tokenizer, which counts them")
+        return self
 
     @property
     def digest(self) -> str:
