@@ -87,6 +87,20 @@ class DropReason(StrEnum):
     OVER_LENGTH = "over_length"
     """Longer than the recipe's limit."""
 
+    # Comparing the rollouts of a task.
+    CONTRADICTORY_REWARD = "contradictory_reward"
+    """An equal answer to the same task got another reward, so that the answer cannot be what made the difference."""
+    NO_PARTNER = "no_partner"
+    """The task has no other distinct answer to be compared with."""
+    NO_GAP = "no_gap"
+    """No other answer of the task differs enough in reward (and in the metrics that the recipe names)."""
+    NOT_PAIRED = "not_paired"
+    """It could be paired, but the strategy or the cap took other pairs of the task."""
+    NO_SIGNAL = "no_signal"
+    """All rollouts of the task got one reward: there is nothing to learn from attempting it again."""
+    NO_TOKEN_IDS = "no_token_ids"
+    """The recipe wants the policy's own token ids, and the rollout carries none that can be used."""
+
     # Writing in a framework's format.
     TARGET_FORMAT = "target_format"
     """The target framework's format cannot hold the conversation whole; docs/targets.md says what it cannot hold."""
