@@ -74,6 +74,8 @@ class DropReason(StrEnum):
     # Choosing.
     TRUNCATED = "truncated"
     """The answer hit the length limit (`incomplete_details`)."""
+    REVIEW_REJECTED = "review_rejected"
+    """A reviewer rejected it."""
     UNGROUPABLE = "ungroupable"
     """No safe task identity, and the method needs groups."""
     BELOW_REWARD = "below_reward"
@@ -82,8 +84,12 @@ class DropReason(StrEnum):
     """The recipe's `where` condition is not true."""
     DUPLICATE_ANSWER = "duplicate_answer"
     """An equal answer to the same task was chosen before."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """Nearly the same conversation as one that was chosen before, of any task."""
     OVER_TASK_CAP = "over_task_cap"
     """The task already has as many answers as the recipe allows."""
+    BALANCED_OUT = "balanced_out"
+    """Its category already has as many rollouts as the recipe's balance allows."""
     OVER_LENGTH = "over_length"
     """Longer than the recipe's limit."""
 
