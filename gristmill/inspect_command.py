@@ -52,7 +52,7 @@ def inspect(
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="gristmill-inspect-") as folder:
         try:
-            result = ingest(files, Path(folder), quarantine=quarantine)
+            result = ingest(files, Path(folder), quarantine=quarantine, copy=False)
         except OSError as error:
             raise UsageError(f"{error.filename or quarantine} cannot be written: {error.strerror}") from None
         found = profile(result)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from gristmill import columns
 from gristmill.errors import InputError
 from gristmill.reasons import DropReason
 from gristmill.rollout import Reader, Reading
-from gristmill.table import schema
+from gristmill.table import REFERRED, schema
 
 _LIMIT = (1 << 31) - 1  # an Arrow binary array's
 _GROUP_BYTES = 8 << 20  # raw bytes in a row group, about: what a reader of one row must decompress
@@ -38,6 +40,10 @@ class Segment(NamedTuple):
     """The bytes, where they cannot be read at `start` because the file is compressed."""
     last: bool
     """Whether the file ends here, so that the last line may be torn."""
+    size: int = 0
+    """Of the file, on disk."""
+    modified: int = 0
+    """When the file was, as `st_mtime_ns`."""
 
 
 class Part(NamedTuple):
@@ -47,6 +53,8 @@ class Part(NamedTuple):
     """Folder of the table."""
     progress: int
     """Bytes of input files that are done with when this part is."""
+    copy: bool
+    """Whether the part holds its lines, or only says where they stand."""
 
 
 class Claim(NamedTuple):
@@ -98,6 +106,7 @@ class PartWriter:
             self._buffer = bytearray(size)
         claim = Claim([], [], [], [], [], [])
         offsets = [0]
+        stands: list[int] = []
         readings: list[Reading] = []
         for segment in part.segments:
             start = offsets[-1]
@@ -106,7 +115,7 @@ class PartWriter:
                 whole[start : start + segment.stop - segment.start] as text,
             ):
                 _fill(text, segment)
-            self._read(segment, start, claim, offsets, readings)
+            self._read(segment, start, claim, offsets, stands, readings)
         runs = [s.run for s, rows in zip(part.segments, claim.rows, strict=True) for _ in range(rows)]
         keys = [task_key(run, reading) for run, reading in zip(runs, readings, strict=True)]
         for key, reading in zip(keys, readings, strict=True):
@@ -114,11 +123,20 @@ class PartWriter:
             claim.identities.append(f"{key} {reading.rollout_index}".encode() if known else None)
         settled = settle(claim)
         if readings:
-            self._save(part, claim, settled, offsets, readings, runs, keys)
+            self._save(part, claim, settled, offsets, stands, readings, runs, keys)
 
-    def _read(self, segment: Segment, start: int, claim: Claim, offsets: list[int], readings: list[Reading]) -> None:
+    def _read(
+        self,
+        segment: Segment,
+        start: int,
+        claim: Claim,
+        offsets: list[int],
+        stands: list[int],
+        readings: list[Reading],
+    ) -> None:
         """Read the segment's lines, which lie in the buffer from `start`, and close the gaps between them."""
         buffer = self._buffer
+        before_file = segment.start - start
         end = start + segment.stop - segment.start
         before = len(readings)
         number = 0
@@ -139,6 +157,7 @@ class PartWriter:
                     buffer[fill : fill + len(line)] = line
                 fill += len(line)
                 offsets.append(fill)
+                stands.append(before_file + start)
             number += 1
             start = stop + 1
         claim.lines.append(number)
@@ -150,6 +169,7 @@ class PartWriter:
         claim: Claim,
         settled: Settled,
         offsets: list[int],
+        stands: list[int],
         readings: list[Reading],
         runs: list[str],
         keys: list[str | None],
@@ -167,6 +187,7 @@ class PartWriter:
             "rollout_id": [digest.hex()[:32] for digest in claim.digests],
             "source": [name for name, _ in places],
             "line": [first + at for (_, first), at in zip(places, claim.at, strict=True)],
+            "offset": stands,
             "run": runs,
             "task_key": keys,
             "drop_reason": reasons,
@@ -174,8 +195,14 @@ class PartWriter:
             "truncated": [reading.incomplete is not None for reading in readings],
         }
         arrays = [columns.build(values[field.name], field.type) for field in schema() if field.name != "raw"]
-        arrays.append(columns.binary(self._buffer, offsets))
-        table = pa.Table.from_arrays(arrays, schema=schema())
+        metadata = None
+        if part.copy:
+            arrays.append(columns.binary(self._buffer, offsets))
+        else:
+            arrays.append(pa.nulls(len(readings), pa.binary()))
+            files = {s.name: (s.path, s.size, s.modified) for s in part.segments}
+            metadata = {REFERRED: orjson.dumps(files)}
+        table = pa.Table.from_arrays(arrays, schema=schema().with_metadata(metadata))
         plain = {"raw", "rollout_id", "answer_key"}
         pq.write_table(
             table,
@@ -184,7 +211,7 @@ class PartWriter:
             compression_level=_LEVEL,
             use_dictionary=[name for name in table.column_names if name not in plain],
             write_statistics=[name for name in table.column_names if name != "raw"],
-            row_group_size=max(1, len(readings) * _GROUP_BYTES // max(offsets[-1], 1)),
+            row_group_size=max(1, len(readings) * _GROUP_BYTES // max(offsets[-1], 1)) if part.copy else len(readings),
         )
 
 

@@ -2,23 +2,59 @@
 
 A table is a folder of `part-*.parquet` files; their rows, file after file, stand in the order of the input.
 Every line of the input that is not blank is one row. What can be selected on has a column; the line itself
-stands in `raw`, byte for byte, which only those read who format or show rows.
+stands in `raw`, byte for byte. A table that is thrown away soon may do without that copy: `raw` is then null, and
+the part's metadata names the files. `read_raw` gives the lines of either.
 
 Rows that cannot be used have a `drop_reason` (gristmill/reasons.py); columns that could not be read are null.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from gristmill.errors import ArtifactMissing
+import orjson
+
+from gristmill.errors import ArtifactMissing, InputError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+
+REFERRED = b"gristmill.files"
+"""Key in a part's metadata: the files that hold its lines, where the part has no copy: name → `Referred`."""
+
+
+class Referred(NamedTuple):
+    """A file as it was when it was ingested."""
+
+    path: str
+    size: int
+    modified: int
+    """In nanoseconds, as `st_mtime_ns`."""
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """
+        Raises:
+            InputError: it is gone, or not what it was.
+        """
+        try:
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115  closed below
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read again: {error.strerror or error}") from None
+        with file:
+            now = os.fstat(file.fileno())
+            if (now.st_size, now.st_mtime_ns) != (self.size, self.modified):
+                raise InputError(
+                    f"{self.path} changed while it was worked on; wait until its writer has ended, and run again"
+                )
+            yield cast(BinaryIO, file)
 
 
 @cache
@@ -32,6 +68,7 @@ def schema() -> pa.Schema:
             ("rollout_id", pa.string()),  # first 32 hex digits of the sha256 of the line's bytes
             ("source", pa.string()),  # the file, by its shortest telling name
             ("line", pa.int64()),  # from 1, blank lines counted
+            ("offset", pa.int64()),  # of the line's first byte in the file, uncompressed
             ("run", pa.string()),  # the file, by content
             ("agent", pa.string()),
             ("task_index", pa.int64()),
@@ -77,13 +114,14 @@ def parts(folder: Path) -> list[Path]:
 
 
 def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator[bytes]:
-    """The lines of the rows at these positions of one part, as they stood in the input.
+    """The lines of the rows at these positions of one part, as they stood in the input, one at a time.
 
     Args:
         part: a `part-*.parquet`.
         rows: positions in the part, from 0, ascending.
 
-    Only row groups that hold such a row are read, one at a time.
+    Raises:
+        InputError: the part has no copy of the lines, and their file is gone or has changed.
     """
     import numpy as np
     import pyarrow.parquet as pq
@@ -92,11 +130,29 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
     if not len(at):
         return
     with pq.ParquetFile(part) as file:
+        files = orjson.loads((file.metadata.metadata or {}).get(REFERRED, b"null"))
+        if files is not None:
+            places = file.read(columns=["source", "offset", "row_bytes"]).take(at)
+            yield from _in_files({name: Referred(*entry) for name, entry in files.items()}, places)
+            return
+        # only the row groups that hold such a row, one after another
         start = 0
         for group in range(file.metadata.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             first, last = np.searchsorted(at, [start, stop])
             if last > first:
                 lines = file.read_row_group(group, columns=["raw"])["raw"]
-                yield from lines.take(at[first:last] - start).to_pylist()
+                yield from (line.as_py() for line in lines.take(at[first:last] - start))
             start = stop
+
+
+def _in_files(files: dict[str, Referred], places: pa.Table) -> Iterator[bytes]:
+    """Lines read from the files that a table refers to."""
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, BinaryIO] = {}
+        columns = (places[name].to_pylist() for name in ("source", "offset", "row_bytes"))
+        for name, offset, size in zip(*columns, strict=True):
+            if name not in opened:
+                opened[name] = stack.enter_context(files[name].opened())
+            opened[name].seek(offset)
+            yield opened[name].read(size)

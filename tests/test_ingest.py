@@ -177,6 +177,31 @@ def test_progress_is_heard_where_the_caller_listens(tmp_path, small_parts):
     assert len(heard) == len(parts(tmp_path / "out"))
 
 
+def test_a_table_without_copies_gives_the_same_lines_while_the_files_last(tmp_path, small_parts):
+    """Two plain files share parts; the third is compressed, so its lines are copied all the same."""
+    many(tmp_path / "a.jsonl", 30)
+    (tmp_path / "b.jsonl").write_bytes(b"\n\r\n" + row(0, 0, "é") + b"\r\n" + row(0, 1, "last, without a line end"))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(row(0, 0, "c") + b"\n"))
+    full = taken(tmp_path, tmp_path / "full")
+    lean = taken(tmp_path, tmp_path / "lean", copy=False, workers=2, quarantine=tmp_path / "q")
+    assert (lean.dropped, lean.sources) == (full.dropped, full.sources)
+    columns = [name for name in schema().names if name != "raw"]
+    for one, other in zip(full.tables, lean.tables, strict=True):
+        table = pq.read_table(one)
+        assert table.select(columns) == pq.read_table(other, columns=columns)
+        every_other = list(range(0, len(table), 2))
+        assert list(read_raw(other, every_other)) == table["raw"].take(every_other).to_pylist()
+    assert pq.read_table(lean.tables[0])["raw"].null_count == len(pq.read_table(lean.tables[0]))
+    assert b"{broken\n" in (tmp_path / "q" / "dropped.jsonl").read_bytes()
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b"{}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl changed while it was worked on"):
+        list(read_raw(lean.tables[0], [0]))
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read again"):
+        list(read_raw(lean.tables[0], [0]))
+
+
 def test_a_killed_worker_is_one_sentence(tmp_path, small_parts, monkeypatch):
     """The out-of-memory killer takes a child: the ingest ends with an error and not with a short table."""
     file = tmp_path / "r.jsonl"
@@ -292,8 +317,8 @@ def test_an_error_in_a_worker_ends_the_ingest(tmp_path, small_parts, monkeypatch
     many(file)
     cut = module._parts
 
-    def late(files, out):
-        work = list(cut(files, out))
+    def late(files, out, copy):
+        work = list(cut(files, out, copy))
         os.truncate(file, file.stat().st_size // 2)
         return iter(work)
 
