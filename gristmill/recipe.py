@@ -142,9 +142,6 @@ class ChecksRecipe(Section):
     min_signal: float = Field(
         0.2, ge=0, le=1, description="Warn if a smaller share of tasks has rollouts with different rewards."
     )
-    min_gap: float = Field(
-        0.2, ge=0, le=1, description="Gap that a preference pair needs, as a share of the environment's reward range."
-    )
     max_length_ratio: float = Field(
         2.0, ge=1, description="Warn if chosen answers are longer than rejected ones by this factor (median)."
     )
