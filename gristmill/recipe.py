@@ -7,16 +7,19 @@ key that is not here is an error. Overrides are dotted: `train.epochs=1`. Secret
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gristmill.errors import RecipeError
 from gristmill.identity import digest
+from gristmill.presets import PRESETS
 
 
 class Section(BaseModel):
@@ -55,19 +58,88 @@ class SamplingRecipe(Section):
     batch_size: int = Field(32, ge=1, description="Prompts generated together; part of what makes sampling repeatable.")
 
 
+class BalanceRecipe(Section):
+    """How many rollouts each category gives: `cap` or `weights`."""
+
+    by: str = Field(description="A column, metric, label or task field, or an SQL expression: `agent`, `difficulty`.")
+    cap: int | None = Field(None, ge=1, description="At most so many rollouts a category.")
+    weights: dict[str, float] | None = Field(
+        None,
+        description="Category → share, as many rollouts as these proportions allow; `_default` is for all others.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BalanceRecipe:
+        if (self.cap is None) == (self.weights is None):
+            raise ValueError("set either `cap` or `weights`")
+        weights = (self.weights or {"_default": 1.0}).values()
+        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+            raise ValueError("weights are 0 or more, and one is more than 0")
+        return self
+
+
 class CurateRecipe(Section):
     """Which rollouts are worth training on."""
 
-    min_reward: float | None = Field(1.0, description="Keep rollouts with at least this reward; null keeps all.")
-    where: str | None = Field(None, description="A further SQL condition over the rollout table's columns.")
+    min_reward: float | None = Field(
+        1.0,
+        description="Keep rollouts with at least this reward; null keeps all. The default steps aside where `preset` "
+        "or `where` speaks of the reward.",
+    )
+    preset: tuple[str, ...] = Field((), description=f"Filters by name: {', '.join(PRESETS)}.")
+    where: tuple[str, ...] = Field(
+        (),
+        description="SQL conditions, all of which must hold: over columns, metrics, labels, task fields and what is "
+        "known of a rollout's task; docs/curate.md lists the names.",
+    )
     keep_truncated: bool = Field(False, description="Keep answers that were cut at the length limit.")
+    max_chars: int | None = Field(None, ge=1, description="Characters of prompt and answer together at most.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens of the whole conversation at most, as `tokenizer`'s chat template renders it."
+    )
+    tokenizer: str | None = Field(None, description="For `max_tokens`: a folder, smollm2-135m or tiny-random.")
     deduplicate: bool = Field(True, description="Keep one of equal answers to the same task.")
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Keep one of rollouts, of any task, whose texts are at least this alike (Jaccard similarity of "
+        "five-word runs; 0.8 is usual); null keeps all.",
+    )
     per_task: int | None = Field(
         4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first."
     )
+    balance: BalanceRecipe | None = Field(None, description="Even out categories, such as agents or difficulties.")
     data: Literal["accumulate", "replace"] = Field(
         "accumulate", description="Train on the rollouts of all turns so far, or of this turn only."
     )
+
+    @field_validator("preset", "where", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """One condition or name may stand without a list; null is none."""
+        return () if value is None else (value,) if isinstance(value, str) else value
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PRESETS:
+                near = difflib.get_close_matches(name, PRESETS, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"no preset is called {name}; {hint}there are {', '.join(PRESETS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _together(self) -> CurateRecipe:
+        if (self.max_tokens is None) != (self.tokenizer is None):
+            raise ValueError("`max_tokens` and `tokenizer` go together: tokens are counted by a tokenizer")
+        if "min_reward" not in self.model_fields_set and any(
+            re.search(r"\breward(_scaled)?\b", text)
+            for text in (*self.where, *(t for n in self.preset for t in PRESETS[n]))
+        ):
+            object.__setattr__(self, "min_reward", None)
+        return self
 
 
 class PairsRecipe(Section):
@@ -234,7 +306,7 @@ class Recipe(Section):
                 f"curate.min_reward must be null for format.method {self.format.method}, which needs rollouts of low "
                 "reward too; set format.pairs.min_chosen or format.label_threshold instead"
             )
-        if self.format.max_tokens is not None and self.format.tokenizer is None:
+        if self.format.max_tokens is not None and self.format.tokenizer is None and not self.format.token_ids:
             raise ValueError("format.max_tokens needs format.tokenizer, which counts them")
         return self
 
@@ -391,9 +463,11 @@ def _section(path: Sequence[str]) -> type[BaseModel] | None:
     model: type[BaseModel] = Recipe
     for part in path:
         field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]  # `X | None` is X here
+        found = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if found is None:
             return None
-        model = field.annotation
+        model = found
     return model
 
 
