@@ -1,7 +1,7 @@
 """Sample: rollouts for a person to look at, low, middle and high rewards apart.
 
-Where low ends and high begins is said in the reward's own unit, or else each environment's observed range is cut
-into thirds: environments score on scales that have nothing in common. A stratum shows as many tasks as it can
+Where low ends and high begins is said in the reward's own unit, or else each environment's scale (gristmill/scale.py)
+is cut into thirds: environments' rewards have nothing in common. A stratum shows as many tasks as it can
 before it shows a second rollout of one. The choice follows from the rollouts' identities and the seed alone: the
 order of the rows does not matter, and new rollouts displace few of the old.
 """
@@ -42,9 +42,9 @@ def stratified(
 
     Args:
         tables: the Parquet files of each table, in row order.
-        edges: a reward under the first is low, one from the second on is high. By default, thirds of the range that
-            the environment's rewards have; where they are all equal, everything is middle. Binary rewards thus
-            have a low and a high stratum, and no middle.
+        edges: a reward under the first is low, one from the second on is high. By default, thirds of the
+            environment's scale: rewards within 0 to 1 are cut at a third and two thirds, so that binary ones have
+            no middle; others where the range that occurs has its thirds, and all are middle if they are equal.
 
     Equal rows (one rollout that stands in two files) are shown once.
 
@@ -55,7 +55,7 @@ def stratified(
     if min(sizes.values()) < 0:
         raise UsageError(f"sizes of a sample are 0 or more, found {low}, {middle}, {high}")
     if edges is None:
-        cuts = "bottom + (top - bottom) / 3, top - (top - bottom) / 3"
+        cuts = "low + (high - low) / 3, high - (high - low) / 3"
     elif edges[0] <= edges[1]:
         cuts = f"{float(edges[0])!r}::DOUBLE, {float(edges[1])!r}::DOUBLE"
     else:
@@ -63,19 +63,17 @@ def stratified(
     first_cut, second_cut = cuts.split(", ")
     limits = " OR ".join(f"(stratum = {number} AND place <= {size})" for number, size in enumerate(sizes.values()))
     names = list(sizes)
-    # `bottom < top` keeps an environment of one reward in the middle
-    by_range = "bottom < top AND " if edges is None else ""
+    # `low < high` keeps an environment of one reward in the middle
+    by_range = "low < high AND " if edges is None else ""
     with scan.connect(tables) as db:
         rows = db.execute(
             f"""
-            WITH scale AS (
-                SELECT environment, min(reward) AS bottom, max(reward) AS top FROM rollouts GROUP BY environment
-            ), placed AS (
+            WITH placed AS (
                 SELECT {scan.POSITION}, rollout_id, reward, coalesce(task_key, rollout_id) AS task,
                     CASE WHEN {by_range}reward < {first_cut} THEN 0
                          WHEN {by_range}reward >= {second_cut} THEN 2 ELSE 1 END AS stratum,
                     md5('{int(seed)}:' || rollout_id) AS draw
-                FROM rollouts JOIN scale USING (environment)
+                FROM rollouts JOIN scales USING (environment)
                 QUALIFY row_number() OVER (PARTITION BY rollout_id ORDER BY {scan.POSITION}) = 1
             ), turned AS (
                 SELECT *, row_number() OVER (PARTITION BY stratum, task ORDER BY draw) AS repeat FROM placed

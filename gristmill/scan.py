@@ -1,10 +1,11 @@
 """Rollout tables as one relation in DuckDB: the view `rollouts`, of usable rows, with the position of each.
 
     at_table, at_file, at_row     which table, which of its parts, which row of it: a total order
-    every column of the table     but the payload, and `drop_reason`, which is null here
     environment                   the agent, or the file where no agent is named: rewards compare within one only
+    every column of the table     but the payload, and `drop_reason`, which is null here
 
-Nothing is read before a query names it. The connection can read the tables' folders and nothing else, and its
+Beside it, `scales` has each environment's scale (gristmill/scale.py): `environment`, `low`, `high`, `solved_at`; and
+`inputs` the task fields that lie beside the tables, if any do. Nothing is read before a query names it. The connection can read the tables' folders and nothing else, and its
 configuration is locked, so what a user writes into a query sees the tables and no more.
 """
 
@@ -16,16 +17,25 @@ from typing import TYPE_CHECKING
 
 from gristmill.errors import InputError
 from gristmill.inputs import INPUTS
+from gristmill.table import schema
 
 if TYPE_CHECKING:
     import duckdb
 
 POSITION = "at_table, at_file, at_row"
-_PAYLOAD = "raw"
+# the line itself, where it stands, and what is null in every usable row
+_LEFT_OUT = ("raw", "offset", "drop_reason")
+_SCALES = """
+    SELECT environment,
+        CASE WHEN min(reward) >= 0 AND max(reward) <= 1 THEN 0 ELSE min(reward) END AS low,
+        CASE WHEN min(reward) >= 0 AND max(reward) <= 1 THEN 1 ELSE max(reward) END AS high,
+        CASE WHEN bool_and(reward IN (0, 1)) THEN 1 ELSE (low + high) / 2 END AS solved_at
+    FROM rollouts GROUP BY environment
+"""
 
 
 def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
-    """A connection with the views `rollouts` and, where task fields lie beside a table, `inputs`; close it after use.
+    """A connection with the views; close it after use.
 
     Args:
         tables: the Parquet files of each table, in row order.
@@ -35,6 +45,7 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
     """
     import duckdb
 
+    columns = [column for column in schema().names if column not in _LEFT_OUT]
     files = [str(path.resolve()) for table in tables for path in table]
     if not files:
         raise InputError("no rollout table was given")
@@ -53,9 +64,10 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
         db.execute("SET lock_configuration = true")
         db.execute(
             f"CREATE TEMP VIEW rollouts AS SELECT {at_table} AS at_table, {at_file} AS at_file, "
-            f"file_row_number AS at_row, coalesce(agent, source) AS environment, * EXCLUDE ({_PAYLOAD}, drop_reason) "
+            f"file_row_number AS at_row, coalesce(agent, source) AS environment, {', '.join(map(name, columns))} "
             f"FROM read_parquet({_texts(files)}) WHERE drop_reason IS NULL"
         )
+        db.execute(f"CREATE TEMP VIEW scales AS {_SCALES}")
         if inputs:
             db.execute(f"CREATE TEMP VIEW inputs AS FROM read_parquet({_texts(inputs)})")
     except BaseException:

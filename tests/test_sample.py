@@ -25,13 +25,14 @@ def test_each_environment_has_its_own_scale(tmp_path: Path) -> None:
     rows = [rollout(str(i), task=i, reward=r, agent_ref={"name": "binary"}) for i, r in enumerate([0.0, 1.0])]
     rows += [rollout(str(i), task=i, reward=r, agent_ref={"name": "points"}) for i, r in enumerate([0.0, 5.0, 10.0])]
     rows += [rollout("same", task=i, reward=7.0, agent_ref={"name": "constant"}) for i in range(2)]
+    rows += [rollout("solved", reward=1.0, agent_ref={"name": "always"})]
     files, _ = table(tmp_path, rows)
     found = stratified([files], low=9, middle=9, high=9, seed=0)
     assert Counter((row.stratum, row.reward) for row in found) == {
         ("low", 0.0): 2,
         ("middle", 5.0): 1,
         ("middle", 7.0): 2,
-        ("high", 1.0): 1,
+        ("high", 1.0): 2,
         ("high", 10.0): 1,
     }
 
@@ -49,7 +50,7 @@ def test_sizes_and_edges(tmp_path: Path) -> None:
 def test_a_second_rollout_of_a_task_comes_after_the_first_of_all(tmp_path: Path) -> None:
     rows = [rollout(f"{task} {repeat}", task=task, repeat=repeat) for task in range(4) for repeat in range(5)]
     files, _ = table(tmp_path, rows)
-    found = stratified([files], low=0, middle=4, high=0, seed=3)
+    found = stratified([files], low=0, middle=0, high=4, seed=3)
     assert {row.at_row // 5 for row in found} == {0, 1, 2, 3}
 
 
@@ -75,6 +76,6 @@ def test_more_rollouts_displace_few(tmp_path: Path) -> None:
     few, _ = table(tmp_path / "few", rows[:100])
     more, _ = table(tmp_path / "more", rows)
     one, two = (
-        {row.rollout_id for row in stratified([files], low=0, middle=20, high=0, seed=0)} for files in (few, more)
+        {row.rollout_id for row in stratified([files], low=0, middle=0, high=20, seed=0)} for files in (few, more)
     )
     assert len(one & two) >= 14  # of 20, about 18 are expected to stay
