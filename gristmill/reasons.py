@@ -100,6 +100,9 @@ class DropReason(StrEnum):
     """The task has no other distinct answer to be compared with."""
     NO_GAP = "no_gap"
     """No other answer of the task differs enough in reward (and in the metrics that the recipe names)."""
+    NO_DIVERGENCE = "no_divergence"
+    """No answer of the task parts from it after one shared history: prompts or the environment's replies differ
+    before the policy's words do, or nothing but reasoning differs."""
     NOT_PAIRED = "not_paired"
     """It could be paired, but the strategy or the cap took other pairs of the task."""
     NO_SIGNAL = "no_signal"
@@ -108,5 +111,7 @@ class DropReason(StrEnum):
     """The recipe wants the policy's own token ids, and the rollout carries none that can be used."""
 
     # Writing in a framework's format.
+    TEMPLATE_REFUSED = "template_refused"
+    """The chat template of the recipe's tokenizer cannot render it."""
     TARGET_FORMAT = "target_format"
     """The target framework's format cannot hold the conversation whole; docs/targets.md says what it cannot hold."""
