@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+from xxhash import xxh3_128, xxh3_128_digest
 
 from gristmill.errors import InputError
 from gristmill.inputs import InputsRead, write_inputs
@@ -57,7 +58,7 @@ class IngestResult:
     examples: dict[DropReason, tuple[str, int]]
     tables: list[Path]
     sources: list[dict[str, Any]]
-    """One a file: `name`, `sha256` (over its lines' sha256, in order), `bytes` (uncompressed), `rows`."""
+    """One a file: `name`, `fingerprint` (of its rows' fingerprints, in order), `bytes` (uncompressed), `rows`."""
     inputs: InputsRead
     """Of the materialized inputs that lie beside the files (gristmill/inputs.py)."""
 
@@ -256,7 +257,7 @@ class _Ledger:
         self._done = 0
         self._lines = [0] * len(names)
         self._bytes = [0] * len(names)
-        self._digests = [hashlib.sha256() for _ in names]
+        self._digests = [xxh3_128() for _ in names]
         self.source_rows = [0] * len(names)
         self._seen: set[bytes] = set()
         self.rows = 0
@@ -280,7 +281,7 @@ class _Ledger:
                 self._digests[segment.source].update(b"".join(claim.digests[position : position + rows]))
                 for row in range(position, position + rows):
                     reason = claim.reasons[row]
-                    if reason is None and self._repeats(claim.digests[row][:16], claim.identities[row]):
+                    if reason is None and self._repeats(claim.digests[row], claim.identities[row]):
                         duplicates.append(row)
                         reason = DropReason.DUPLICATE_ROLLOUT
                     if reason is not None:
@@ -294,10 +295,12 @@ class _Ledger:
 
     def _repeats(self, line: bytes, identity: bytes | None) -> bool:
         """Whether a usable row is known already; it is known from now on."""
-        keys = [line] if identity is None else [line, hashlib.sha256(identity).digest()[:15]]
-        if any(key in self._seen for key in keys):
+        # 15 bytes, so that it is never taken for a line's 16
+        key = line if identity is None else xxh3_128_digest(identity)[:15]
+        if line in self._seen or key in self._seen:
             return True
-        self._seen.update(keys)
+        self._seen.add(line)
+        self._seen.add(key)
         return False
 
     def written(self, part: Part) -> None:
@@ -314,7 +317,7 @@ class _Ledger:
     def sources(self) -> list[dict[str, Any]]:
         columns = zip(self._names, self._digests, self._bytes, self.source_rows, strict=True)
         return [
-            {"name": name, "sha256": seen.hexdigest(), "bytes": size, "rows": rows}
+            {"name": name, "fingerprint": seen.hexdigest(), "bytes": size, "rows": rows}
             for name, seen, size, rows in columns
         ]
 

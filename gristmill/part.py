@@ -7,16 +7,17 @@ from its lines.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from xxhash import xxh3_128_digest
 
 from gristmill import columns
 from gristmill.errors import InputError
+from gristmill.identity import fingerprint
 from gristmill.reasons import DropReason
 from gristmill.rollout import Reader, Reading
 from gristmill.table import REFERRED, schema
@@ -67,9 +68,9 @@ class Claim(NamedTuple):
     at: list[int]
     """Each row's line within its segment, from 0."""
     digests: list[bytes]
-    """Each row's sha256."""
+    """Each row's fingerprint (gristmill/identity.py)."""
     identities: list[bytes | None]
-    """For a row that would be kept and has a task and a rollout index: a digest of those."""
+    """For a row that would be kept and has a task and a rollout index: what stands for the two."""
     reasons: list[DropReason | None]
 
 
@@ -103,7 +104,7 @@ class PartWriter:
         if size > _LIMIT:
             raise InputError(f"{part.segments[-1].path} has a line of more than 2 GiB; no rollout is that long")
         if len(self._buffer) < size:
-            self._buffer = bytearray(size)
+            self._buffer = bytearray(size + size // 8)  # parts differ by a line; fresh memory is dear
         claim = Claim([], [], [], [], [], [])
         offsets = [0]
         stands: list[int] = []
@@ -117,13 +118,27 @@ class PartWriter:
                 _fill(text, segment)
             self._read(segment, start, claim, offsets, stands, readings)
         runs = [s.run for s, rows in zip(part.segments, claim.rows, strict=True) for _ in range(rows)]
-        keys = [task_key(run, reading) for run, reading in zip(runs, readings, strict=True)]
+        keys = self._task_keys(runs, readings)
         for key, reading in zip(keys, readings, strict=True):
-            known = key is not None and reading.rollout_index is not None and reading.drop_reason is None
-            claim.identities.append(f"{key} {reading.rollout_index}".encode() if known else None)
+            if key is None or reading.rollout_index is None or reading.drop_reason is not None:
+                claim.identities.append(None)
+            else:
+                claim.identities.append(f"{key}{reading.rollout_index}".encode())
         settled = settle(claim)
         if readings:
             self._save(part, claim, settled, offsets, stands, readings, runs, keys)
+
+    def _task_keys(self, runs: list[str], readings: list[Reading]) -> list[str | None]:
+        """Each row's task; repeats of a task mostly stand side by side."""
+        keys: list[str | None] = []
+        before: tuple[object, ...] = ()
+        key: str | None = None
+        for run, reading in zip(runs, readings, strict=True):
+            identity = (run, reading.groupable, reading.agent, reading.task_index, reading.prompt_key)
+            if identity != before:
+                key, before = task_key(run, reading), identity
+            keys.append(key)
+        return keys
 
     def _read(
         self,
@@ -141,25 +156,29 @@ class PartWriter:
         before = len(readings)
         number = 0
         fill = start
-        while start < end:
-            stop = buffer.find(b"\n", start, end)
-            torn = stop < 0 and segment.last
-            stop = end if stop < 0 else stop
-            line = bytes(memoryview(buffer)[start:stop])
-            if line and not line.isspace():
-                reading = self._reader.read(line)
-                reason = _torn(line, reading.drop_reason) if torn else reading.drop_reason
-                readings.append(reading if reason is reading.drop_reason else reading._replace(drop_reason=reason))
-                claim.reasons.append(reason)
-                claim.digests.append(hashlib.sha256(line).digest())
-                claim.at.append(number)
-                if fill != start:
-                    buffer[fill : fill + len(line)] = line
-                fill += len(line)
-                offsets.append(fill)
-                stands.append(before_file + start)
-            number += 1
-            start = stop + 1
+        read = self._reader.read
+        with memoryview(buffer) as text:
+            while start < end:
+                stop = buffer.find(b"\n", start, end)
+                torn = stop < 0 and segment.last
+                stop = end if stop < 0 else stop
+                line = bytes(text[start:stop])
+                if line and not line.isspace():
+                    reading = read(line)
+                    reason = reading.drop_reason
+                    if torn and (reason := _torn(line, reason)) is not reading.drop_reason:
+                        reading = reading._replace(drop_reason=reason)
+                    readings.append(reading)
+                    claim.reasons.append(reason)
+                    claim.digests.append(xxh3_128_digest(line))
+                    claim.at.append(number)
+                    if fill != start:
+                        text[fill : fill + stop - start] = line
+                    fill += stop - start
+                    offsets.append(fill)
+                    stands.append(before_file + start)
+                number += 1
+                start = stop + 1
         claim.lines.append(number)
         claim.rows.append(len(readings) - before)
 
@@ -184,7 +203,7 @@ class PartWriter:
         places = [(segment.name, first) for segment, first, rows in firsts for _ in range(rows)]
         values: dict[str, Sequence[Any]] = dict(zip(Reading._fields, zip(*readings, strict=True), strict=True))
         values |= {
-            "rollout_id": [digest.hex()[:32] for digest in claim.digests],
+            "rollout_id": [digest.hex() for digest in claim.digests],
             "source": [name for name, _ in places],
             "line": [first + at for (_, first), at in zip(places, claim.at, strict=True)],
             "offset": stands,
@@ -230,7 +249,7 @@ def task_key(run: str, reading: Reading) -> str | None:
     if not reading.groupable:
         return None
     identity = "\x1f".join((run, reading.agent or "", str(reading.task_index), reading.prompt_key or ""))
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return fingerprint(identity.encode())
 
 
 def _fill(text: memoryview, segment: Segment) -> None:

@@ -10,7 +10,6 @@ does not fit them is parsed whole and forced into the same structs: both ways en
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,8 +17,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import orjson
+from xxhash import xxh3_128_digest
 
 from gristmill.chat import canonical_prompt
+from gristmill.identity import fingerprint
 from gristmill.reasons import DropReason
 
 _BOM = b"\xef\xbb\xbf"
@@ -169,6 +170,8 @@ _KNOWN: tuple[tuple[str, Any, Any], ...] = (
     ("_ng_rollout_index", int | None, None),
     *((name, _Scalar, None) for name in FAILURE_FIELDS),
 )
+_FIXED = len(_KNOWN) - len(FAILURE_FIELDS)
+_NO_FAILURE = (None,) * len(FAILURE_FIELDS)
 _KNOWN_NAMES = frozenset(name for name, _, _ in _KNOWN)
 
 
@@ -226,23 +229,24 @@ class Reader:
         if not line.isascii():
             line.decode()
         fields = msgspec.structs.astuple(self._decoder.decode(line))
-        response, params, reward, agent, mask, instance, components, task, rollout = fields[:9]
+        response, params, reward, agent, mask, instance, components, task, rollout = fields[:_FIXED]
+        extra = [
+            (name, _small(value) if type(value) is msgspec.Raw else value)
+            for name, value in zip(self._names, fields[len(_KNOWN) :], strict=True)
+            if value is not None
+        ]
         return _Row(
             response,
             True,
             params,
             reward,
-            agent.name if agent is not None else None,
+            None if agent is None else agent.name,
             mask is True or (instance is not None and instance.mask_sample is True),
             components,
             task,
             rollout,
-            any(fields[9 : len(_KNOWN)]),
-            [
-                (name, _small(value) if type(value) is msgspec.Raw else value)
-                for name, value in zip(self._names, fields[len(_KNOWN) :], strict=True)
-                if value is not None
-            ],
+            fields[_FIXED : len(_KNOWN)] != _NO_FAILURE and any(fields[_FIXED : len(_KNOWN)]),
+            extra,
         )
 
     def _force(self, row: dict[str, Any]) -> _Row:
@@ -286,7 +290,7 @@ class Reader:
         rollout_index = row.rollout_index
         if rollout_index is not None and not -_INT64 <= rollout_index < _INT64:
             rollout_index = None
-        told = _Answer()
+        told = _NO_ANSWER
         model = incomplete = tokens = None
         items: list[_Item] = []
         malformed = error = False
@@ -340,10 +344,11 @@ class Reader:
     def _prompt(self, params: _Params | None) -> _Prompt:
         if params is None:
             return _NO_PROMPT
-        source = bytes(params.instructions), bytes(params.input), bytes(params.tools)
+        # their fingerprints, because to hash and compare kilobytes of text for each row is what costs
+        source = xxh3_128_digest(params.input), xxh3_128_digest(params.tools), xxh3_128_digest(params.instructions)
         known = self._prompts.get(source)
         if known is None:
-            known = _prompt(*source)
+            known = _prompt(bytes(params.instructions), bytes(params.input), bytes(params.tools))
             if len(self._prompts) >= _MEMO_MAX:
                 self._prompts.clear()
             self._prompts[source] = known
@@ -367,6 +372,7 @@ class _Answer(NamedTuple):
 
 
 _NO_PROMPT = _Prompt(None, 0)
+_NO_ANSWER = _Answer()
 
 
 def _without_defaults(item: Any) -> Any:
@@ -381,7 +387,7 @@ def _prompt(instructions: bytes, items: bytes, tools: bytes) -> _Prompt:
         return _NO_PROMPT
     chars = _chars(values[0]) + _chars(values[1])
     text = canonical_prompt({"responses_create_params": _plain_params(*values)})
-    return _Prompt(_short(text), chars)
+    return _Prompt(fingerprint(text), chars)
 
 
 def _plain_params(instructions: Any, items: Any, tools: Any) -> dict[str, Any]:
@@ -414,10 +420,6 @@ def _value(raw: bytes) -> Any:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         return json.loads(raw, parse_int=_integer)
-
-
-def _short(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def _reward(value: Any) -> tuple[float | None, DropReason | None]:
@@ -472,44 +474,53 @@ def _answer(items: list[_Item]) -> _Answer:
     speaking = False
     names: list[str] = []
     written: list[Any] = []  # one list a turn
+    turn: list[Any] = []
     chars = 0
     for item in items:
         kind = item.type
+        if kind == "function_call_output":
+            speaking = False
+            continue
         said: Any = None
-        if kind is None or kind == "message":
+        if kind == "message" or kind is None:
             if item.role != "assistant":
                 speaking = False
                 continue
             said = _said(item.content)
             chars += len(said)
-        elif kind.endswith("_call"):
-            said = [item.name or kind, item.arguments or ""]
-            names.append(said[0])
-            chars += len(said[1])
+        elif kind == "function_call" or kind.endswith("_call"):
+            name, arguments = item.name or kind, item.arguments or ""
+            said = [name, arguments]
+            names.append(name)
+            chars += len(arguments)
         elif kind != "reasoning":
             speaking = False
             continue
         if not speaking:
             speaking = True
             turns += 1
-            written.append([])
+            turn = []
+            written.append(turn)
         if said is not None:
-            written[-1].append(said)
+            turn.append(said)
     if not turns:
-        return _Answer()
-    if len(written) == 1 and len(written[0]) == 1 and isinstance(written[0][0], str):
-        key = _short(written[0][0].encode())  # the usual case: one plain message
+        return _NO_ANSWER
+    if turns == 1 and len(turn) == 1 and type(turn[0]) is str:
+        key = fingerprint(turn[0].encode())  # the usual case: one plain message
     else:
-        key = _short(orjson.dumps(written))
+        key = fingerprint(orjson.dumps(written))
     return _Answer(turns, len(names), tuple(names), key, chars)
 
 
 def _said(content: list[_Part] | str | None) -> str:
     if content is None:
         return ""
-    if isinstance(content, str):
+    if type(content) is str:
         return content.strip()
-    return "".join(part.text or part.refusal or "" for part in content).strip()
+    if len(content) == 1:
+        part: Any = content[0]
+        return (part.text or part.refusal or "").strip()
+    return "".join([part.text or part.refusal or "" for part in content]).strip()  # type: ignore[union-attr]  # a list
 
 
 def _small(value: msgspec.Raw) -> Any:

@@ -65,7 +65,7 @@ def schema() -> pa.Schema:
     return pa.schema(
         [
             # identity
-            ("rollout_id", pa.string()),  # first 32 hex digits of the sha256 of the line's bytes
+            ("rollout_id", pa.string()),  # fingerprint of the line's bytes
             ("source", pa.string()),  # the file, by its shortest telling name
             ("line", pa.int64()),  # from 1, blank lines counted
             ("offset", pa.int64()),  # of the line's first byte in the file, uncompressed

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from gristmill import ingest as module
 from gristmill.errors import GristmillError, InputError
+from gristmill.identity import fingerprint
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.inputs import INPUTS
 from gristmill.table import parts, read_raw, schema
@@ -81,7 +82,7 @@ def test_table_of_a_small_file(tmp_path):
         "duplicate_rollout",
         "torn_line",
     ]
-    assert table["rollout_id"][0].as_py() == hashlib.sha256(lines[0]).hexdigest()[:32]
+    assert table["rollout_id"][0].as_py() == fingerprint(lines[0])
     first, second, _, other, *_ = table["task_key"].to_pylist()
     assert first == second != other
     assert list(read_raw(result.tables[0], [0, 1, 3])) == [lines[0], lines[2], lines[4]]
