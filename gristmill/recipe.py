@@ -132,6 +132,26 @@ class ReviewRecipe(Section):
     high: int = Field(10, ge=0, description="Rollouts of high reward in it.")
 
 
+class BalanceRecipe(Section):
+    """How many rollouts each category gives: `cap` or `weights`."""
+
+    by: str = Field(description="A column, metric, label or task field, or an SQL expression: `agent`, `difficulty`.")
+    cap: int | None = Field(None, ge=1, description="At most so many rollouts a category.")
+    weights: dict[str, float] | None = Field(
+        None,
+        description="Category → share, as many rollouts as these proportions allow; `_default` is for all others.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BalanceRecipe:
+        if (self.cap is None) == (self.weights is None):
+            raise ValueError("set either `cap` or `weights`")
+        weights = (self.weights or {"_default": 1.0}).values()
+        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+            raise ValueError("weights are 0 or more, and one is more than 0")
+        return self
+
+
 class CurateRecipe(Section):
     """Which rollouts are worth training on."""
 
