@@ -7,10 +7,11 @@ from its lines.
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 from xxhash import xxh3_128_digest
@@ -24,6 +25,7 @@ from gristmill.table import REFERRED, schema
 
 _LIMIT = (1 << 31) - 1  # an Arrow binary array's
 _GROUP_BYTES = 8 << 20  # raw bytes in a row group, about: what a reader of one row must decompress
+_BLOCK = 1 << 18  # bytes read at a time
 _LEVEL = 3  # of zstd: a tenth slower than level 1 here, and two fifths smaller
 
 
@@ -83,11 +85,22 @@ class Settled(NamedTuple):
     """Positions of rows that repeat an earlier row."""
 
 
-class PartWriter:
-    """Writes one part after another. Keeps what it learned of the rows, and one buffer for the text.
+class _Rows(NamedTuple):
+    """The rows of a part while it is read; lists with one entry a row."""
 
-    The text never gets fresh memory: it is read into the buffer, moved together line by line, and handed to
-    the Parquet writer as it lies there. New pages cost more than anything that is done with them.
+    claim: Claim
+    ends: list[int]
+    """Where each row's line ends when all lie one after another; begins with 0."""
+    stands: list[int]
+    """Where each row's line starts in its file."""
+    readings: list[Reading]
+
+
+class PartWriter:
+    """Writes one part after another, and keeps what it learned of the rows.
+
+    Where lines are copied, they gather in one buffer and are handed to the Parquet writer as they lie there: new
+    pages of memory cost more than anything that is done with them.
     """
 
     def __init__(self) -> None:
@@ -103,21 +116,13 @@ class PartWriter:
         size = sum(segment.stop - segment.start for segment in part.segments)
         if size > _LIMIT:
             raise InputError(f"{part.segments[-1].path} has a line of more than 2 GiB; no rollout is that long")
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size + size // 8)  # parts differ by a line; fresh memory is dear
-        claim = Claim([], [], [], [], [], [])
-        offsets = [0]
-        stands: list[int] = []
-        readings: list[Reading] = []
+        if part.copy and len(self._buffer) < size:
+            self._buffer = bytearray(size + size // 8)  # parts differ by a line
+        rows = _Rows(Claim([], [], [], [], [], []), [0], [], [])
         for segment in part.segments:
-            start = offsets[-1]
-            with (
-                memoryview(self._buffer) as whole,
-                whole[start : start + segment.stop - segment.start] as text,
-            ):
-                _fill(text, segment)
-            self._read(segment, start, claim, offsets, stands, readings)
-        runs = [s.run for s, rows in zip(part.segments, claim.rows, strict=True) for _ in range(rows)]
+            self._read(segment, rows, part.copy)
+        claim, readings = rows.claim, rows.readings
+        runs = [s.run for s, count in zip(part.segments, claim.rows, strict=True) for _ in range(count)]
         keys = self._task_keys(runs, readings)
         for key, reading in zip(keys, readings, strict=True):
             if key is None or reading.rollout_index is None or reading.drop_reason is not None:
@@ -126,7 +131,7 @@ class PartWriter:
                 claim.identities.append(f"{key}{reading.rollout_index}".encode())
         settled = settle(claim)
         if readings:
-            self._save(part, claim, settled, offsets, stands, readings, runs, keys)
+            self._save(part, rows, settled, runs, keys)
 
     def _task_keys(self, runs: list[str], readings: list[Reading]) -> list[str | None]:
         """Each row's task; repeats of a task mostly stand side by side."""
@@ -140,62 +145,47 @@ class PartWriter:
             keys.append(key)
         return keys
 
-    def _read(
-        self,
-        segment: Segment,
-        start: int,
-        claim: Claim,
-        offsets: list[int],
-        stands: list[int],
-        readings: list[Reading],
-    ) -> None:
-        """Read the segment's lines, which lie in the buffer from `start`, and close the gaps between them."""
-        buffer = self._buffer
-        before_file = segment.start - start
-        end = start + segment.stop - segment.start
+    def _read(self, segment: Segment, rows: _Rows, copy: bool) -> None:
+        """Read the segment's lines."""
+        claim, ends, stands, readings = rows
         before = len(readings)
-        number = 0
-        fill = start
         read = self._reader.read
-        with memoryview(buffer) as text:
-            while start < end:
-                stop = buffer.find(b"\n", start, end)
-                torn = stop < 0 and segment.last
-                stop = end if stop < 0 else stop
-                line = bytes(text[start:stop])
-                if line and not line.isspace():
-                    reading = read(line)
-                    reason = reading.drop_reason
-                    if torn and (reason := _torn(line, reason)) is not reading.drop_reason:
-                        reading = reading._replace(drop_reason=reason)
-                    readings.append(reading)
-                    claim.reasons.append(reason)
-                    claim.digests.append(xxh3_128_digest(line))
-                    claim.at.append(number)
-                    if fill != start:
-                        text[fill : fill + stop - start] = line
-                    fill += stop - start
-                    offsets.append(fill)
-                    stands.append(before_file + start)
-                number += 1
-                start = stop + 1
+        number = 0
+        at = segment.start
+        end = ends[-1]
+        for line in _lines(segment):
+            ended = line[-1] == 10
+            text = line[:-1] if ended else line
+            if text and not text.isspace():
+                reading = read(text)
+                if not ended and segment.last and (reason := _torn(text, reading.drop_reason)):
+                    reading = reading._replace(drop_reason=reason)
+                readings.append(reading)
+                claim.reasons.append(reading.drop_reason)
+                claim.digests.append(xxh3_128_digest(text))
+                claim.at.append(number)
+                if copy:
+                    self._buffer[end : end + len(text)] = text
+                end += len(text)
+                ends.append(end)
+                stands.append(at)
+            number += 1
+            at += len(line)
         claim.lines.append(number)
         claim.rows.append(len(readings) - before)
 
     def _save(
         self,
         part: Part,
-        claim: Claim,
+        rows: _Rows,
         settled: Settled,
-        offsets: list[int],
-        stands: list[int],
-        readings: list[Reading],
         runs: list[str],
         keys: list[str | None],
     ) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        claim, ends, stands, readings = rows
         reasons: list[DropReason | None] = list(claim.reasons)
         for position in settled.duplicates:
             reasons[position] = DropReason.DUPLICATE_ROLLOUT
@@ -210,13 +200,13 @@ class PartWriter:
             "run": runs,
             "task_key": keys,
             "drop_reason": reasons,
-            "row_bytes": [stop - start for start, stop in itertools.pairwise(offsets)],
+            "row_bytes": [stop - start for start, stop in itertools.pairwise(ends)],
             "truncated": [reading.incomplete is not None for reading in readings],
         }
         arrays = [columns.build(values[field.name], field.type) for field in schema() if field.name != "raw"]
         metadata = None
         if part.copy:
-            arrays.append(columns.binary(self._buffer, offsets))
+            arrays.append(columns.binary(self._buffer, ends))
         else:
             arrays.append(pa.nulls(len(readings), pa.binary()))
             files = {s.name: (s.path, s.size, s.modified) for s in part.segments}
@@ -230,7 +220,7 @@ class PartWriter:
             compression_level=_LEVEL,
             use_dictionary=[name for name in table.column_names if name not in plain],
             write_statistics=[name for name in table.column_names if name != "raw"],
-            row_group_size=max(1, len(readings) * _GROUP_BYTES // max(offsets[-1], 1)) if part.copy else len(readings),
+            row_group_size=max(1, len(readings) * _GROUP_BYTES // max(ends[-1], 1)) if part.copy else len(readings),
         )
 
 
@@ -252,21 +242,32 @@ def task_key(run: str, reading: Reading) -> str | None:
     return fingerprint(identity.encode())
 
 
-def _fill(text: memoryview, segment: Segment) -> None:
-    if segment.data is not None:
-        text[:] = segment.data
-        return
+def _lines(segment: Segment) -> Iterator[bytes]:
+    """The segment's lines with their line ends, read in blocks that stay in the processor's cache."""
+    left = segment.stop - segment.start
     try:
-        with open(segment.path, "rb") as file:
-            file.seek(segment.start)
-            count = file.readinto(text)
+        with _stream(segment) as stream:
+            while left:
+                line = stream.readline(left)
+                if not line:
+                    raise InputError(
+                        f"{segment.path} became shorter while it was read; wait until its writer has ended"
+                    )
+                left -= len(line)
+                yield line
     except OSError as error:
         raise InputError(f"{segment.path} cannot be read: {error.strerror or error}") from None
-    if count < len(text):
-        raise InputError(f"{segment.path} became shorter while it was read; wait until its writer has ended")
+
+
+def _stream(segment: Segment) -> BinaryIO:
+    if segment.data is not None:
+        return io.BytesIO(segment.data)
+    file = open(segment.path, "rb", _BLOCK)  # noqa: SIM115  the caller closes it
+    file.seek(segment.start)
+    return file
 
 
 def _torn(line: bytes, reason: DropReason | None) -> DropReason | None:
-    """An object that a file's end cut off was being written; anything else at the end is what it is."""
+    """TORN_LINE for an object that a file's end cut off while it was written; anything else there is what it is."""
     started = line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    return DropReason.TORN_LINE if started and reason is DropReason.NOT_JSON else reason
+    return DropReason.TORN_LINE if started and reason is DropReason.NOT_JSON else None
