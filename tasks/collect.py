@@ -7,9 +7,9 @@ from typing import Literal
 
 import orjson
 
-from gristmill import collect as collecting
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
+from gristmill.collect import local
 from gristmill.environment import TASKS, environment, read_tasks
 from gristmill.identity import digest
 from gristmill.recipe import SamplingRecipe
@@ -58,9 +58,9 @@ def collect_rollouts(
         f"collect-{digest({'policy': policy.digest, 'tasks': tasks.digest, 'settings': settings})[:32]}"
     )
     with store.draft("rollouts") as draft:
-        counts = collecting.collect(
+        counts = local.collect(
             rows,
-            environment(environment_name),
+            environment(environment_name).verify,
             model.folder(store, policy),
             policy_name=model.name(store, policy),
             device=device,
@@ -70,6 +70,6 @@ def collect_rollouts(
             out=draft.path,
             progress=lambda done, total: progress.advance(done, total, "rollouts"),
         )
-        ref = draft.commit(stage="collect", parents=[policy, tasks], settings=settings, counts=counts)
+        ref = draft.commit(stage="collect", parents=[policy, tasks], settings=settings, counts=counts.asdict())
     shutil.rmtree(work)
     return ref

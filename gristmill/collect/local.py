@@ -1,4 +1,4 @@
-"""Collect rollouts in this process: batched generation, verified, journaled.
+"""Rollouts of a policy in this process: batched generation, verified, journaled.
 
 Reads task rows, a policy folder and sampling settings; writes `rollouts.jsonl` and
 `rollouts_materialized_inputs.jsonl` as NeMo Gym does, sorted by task and repeat.
@@ -16,19 +16,19 @@ from typing import Any
 
 import orjson
 
-from gristmill.environment import Environment
+from gristmill.arithmetic import response as respond
+from gristmill.collect import INPUTS, ROLLOUTS, Counts
+from gristmill.environment import Verify
 from gristmill.identity import digest
 from gristmill.recipe import SamplingRecipe
 from gristmill.workspace import append_line, read_lines
 
-ROLLOUTS = "rollouts.jsonl"
-INPUTS = "rollouts_materialized_inputs.jsonl"
 _JOURNAL = "batches.jsonl"
 
 
 def collect(
     tasks: Sequence[dict[str, Any]],
-    environment: Environment,
+    verify: Verify,
     policy_folder: Path,
     *,
     policy_name: str,
@@ -38,7 +38,7 @@ def collect(
     journal: Path,
     out: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, int]:
+) -> Counts:
     """Sample every task `sampling.samples` times and verify each answer.
 
     Args:
@@ -48,7 +48,7 @@ def collect(
         progress: called with (rollouts done, rollouts in all) after each batch.
 
     Returns:
-        Counts: tasks, samples, rollouts, tokens (generated), resumed (rollouts taken from the journal).
+        Counts; nothing fails here, or everything does.
     """
     done = {line["batch"]: line["rows"] for line in read_lines(journal / _JOURNAL)}
     resumed = sum(len(rows) for rows in done.values())
@@ -62,7 +62,7 @@ def collect(
         from gristmill.policy import load
 
         policy = load(policy_folder, device=device)
-        prompts = [task["responses_create_params"]["input"] for task in tasks]
+        prompts = [_messages(task["responses_create_params"]["input"]) for task in tasks]
         lengths = [
             len(ids) for ids in policy.tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]
         ]
@@ -81,14 +81,14 @@ def collect(
             rows = []
             for index, completions in zip(members, answers, strict=True):
                 for repeat, completion in enumerate(completions):
-                    response = environment.response(
+                    response = respond(
                         completion.text,
                         model=policy_name,
                         prompt_tokens=completion.prompt_tokens,
                         completion_tokens=completion.completion_tokens,
                         truncated=completion.truncated,
                     )
-                    rows.append(_row(tasks[index], index, repeat, response, environment, sampling))
+                    rows.append(_row(tasks[index], index, repeat, response, verify, sampling))
             append_line(journal / _JOURNAL, {"batch": number, "rows": rows})
             done[number] = rows
             finished += len(rows)
@@ -104,13 +104,15 @@ def collect(
             for repeat in range(sampling.samples)
         ),
     )
-    return {
-        "tasks": len(tasks),
-        "samples": sampling.samples,
-        "rollouts": len(rows),
-        "tokens": sum(row["response"]["usage"]["output_tokens"] for row in rows),
-        "resumed": resumed,
-    }
+    return Counts(
+        tasks=len(tasks),
+        samples=sampling.samples,
+        expected=total,
+        rollouts=len(rows),
+        resumed=resumed,
+        tokens=sum(row["response"]["usage"]["output_tokens"] for row in rows),
+        failures={},
+    )
 
 
 def _row(
@@ -118,7 +120,7 @@ def _row(
     index: int,
     repeat: int,
     response: dict[str, Any],
-    environment: Environment,
+    verify: Verify,
     sampling: SamplingRecipe,
 ) -> dict[str, Any]:
     """A rollout row as Gym's collector stamps it: the request echoed, the verifier's answer, the indices."""
@@ -131,11 +133,15 @@ def _row(
     return {
         "responses_create_params": request,
         "response": response,
-        **environment.verify(task, response),
+        **verify(task, response),
         "_ng_task_index": index,
         "_ng_rollout_index": repeat,
-        "agent_ref": task["agent_ref"],
+        "agent_ref": task.get("agent_ref") or {"name": "local"},
     }
+
+
+def _messages(prompt: list[dict[str, Any]] | str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _position(row: dict[str, Any]) -> tuple[int, int]:
