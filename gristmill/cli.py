@@ -83,6 +83,49 @@ def inspect(
     run(files, json=json, html=html, quarantine=quarantine)
 
 
+@app.command()
+def review(
+    what: Annotated[list[str], typer.Argument(metavar="FILES...|NAME", help="Rollout files, or a recipe's name.")],
+    everything: Annotated[bool, typer.Option("--all", help="All rollouts instead of a sample.")] = False,
+    low: Annotated[int, typer.Option(min=0, help="Rollouts of low reward in the sample.")] = 10,
+    middle: Annotated[int, typer.Option(min=0, help="Rollouts of middle reward in it.")] = 10,
+    high: Annotated[int, typer.Option(min=0, help="Rollouts of high reward in it.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the sample and its order.")] = 0,
+    reviewer: Annotated[str | None, typer.Option(help="Who decides; the login name if not given.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how the review stands, and where people disagree.")
+    ] = False,
+    export: Annotated[Path | None, typer.Option(help="Write the rollouts as JSONL, to decide on elsewhere.")] = None,
+    take: Annotated[
+        Path | None, typer.Option("--import", help="Add the decisions of such a file, or of a log.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="The decision log, if not the workspace's.", show_default=False)
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Look at rollouts in the browser and say which are fit to train on."""
+    from gristmill.review_command import Sizes
+    from gristmill.review_command import review as run
+
+    run(
+        what,
+        workspace=workspace,
+        sizes=Sizes(low, middle, high, seed, everything),
+        reviewer=reviewer,
+        port=port,
+        log=log,
+        browser=browser,
+        status=status,
+        export=export,
+        take=take,
+        json=json,
+    )
+
+
 @app.command("recipe")
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""
