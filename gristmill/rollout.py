@@ -1,16 +1,11 @@
-"""One rollout row: how a line of NeMo Gym's `rollouts.jsonl` is read.
+"""One rollout row: what a line of NeMo Gym's `rollouts.jsonl` means.
 
-`parse` gives the whole row as a dict; it takes everything that Python's json writes (NaN, lone surrogates,
-huge integers) besides strict JSON, and fails only with `Unreadable`. `Reader.read` gives a `Reading`: what
-selection needs to know (identity, scores, shape, flags, reason to drop) and nothing of the payload.
-
-A line is first decoded by msgspec into partial structs, which skips the payload at full speed. A line that
-does not fit them is parsed whole and forced into the same structs: both ways end in one function.
+`Reader.read` gives a `Reading`: what selection needs to know (identity, scores, shape, flags, reason to drop) and
+nothing of the payload. How a line is decoded stands in gristmill/decode.py; `parse` gives a whole row.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,33 +15,14 @@ import orjson
 from xxhash import xxh3_128_digest
 
 from gristmill.chat import canonical_prompt
+from gristmill.decode import FAILURE_FIELDS, LABEL_CHARS, Decoder, Item, Params, Part, Row, Unreadable, parse, value_of
 from gristmill.identity import fingerprint
 from gristmill.reasons import DropReason
 
-_BOM = b"\xef\xbb\xbf"
-_LABEL_CHARS = 80  # longer strings are text, not labels
-_LEARNED_MAX = 512  # top-level names that one reader remembers
+__all__ = ["FAILURE_FIELDS", "Reader", "Reading", "Unreadable", "parse"]
+
 _INT64 = 1 << 63
 _MEMO_MAX = 2048  # prompts that one reader remembers: repeats of a task carry byte-equal prompts
-
-# A field of these, when set, marks an infrastructure failure, whatever reward was stamped: NeMo Gym's routing
-# sentinels, the exception of an environment (toolsandbox), a judge that did not answer.
-FAILURE_FIELDS = (
-    "_ng_failure_class",
-    "_ng_failure_judge_error",
-    "_ng_omitted_rollout",
-    "exception_type",
-    "judge_error",
-    "judge_generation_error",
-)
-
-
-class Unreadable(ValueError):
-    """A line that is no row; `reason` is NOT_JSON or NOT_AN_OBJECT."""
-
-    def __init__(self, reason: DropReason) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Reading(NamedTuple):
@@ -85,204 +61,25 @@ class Reading(NamedTuple):
     """Top-level strings of at most 80 characters."""
 
 
-def parse(line: bytes) -> dict[str, Any]:
-    """The whole row.
-
-    Raises:
-        Unreadable: not JSON, even as Python's json writes it, or not an object.
-    """
-    if line.startswith(_BOM):
-        line = line[len(_BOM) :]
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        try:
-            row = json.loads(line.decode(), parse_int=_integer)
-        except (ValueError, RecursionError):
-            raise Unreadable(DropReason.NOT_JSON) from None
-    if not isinstance(row, dict):
-        raise Unreadable(DropReason.NOT_AN_OBJECT)
-    return row
-
-
-def _integer(digits: str) -> int | float:
-    # Python refuses to convert very long integers; as a number they are just large
-    return int(digits) if len(digits) < 400 else float(digits)
-
-
-# ---- the partial structs
-
-_Scalar = int | float | bool | str | None
-
-
-class _Part(msgspec.Struct, gc=False):
-    text: str | None = None
-    refusal: str | None = None
-
-
-class _Item(msgspec.Struct, gc=False):
-    type: str | None = None
-    role: str | None = None
-    content: list[_Part] | str | None = None
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    output_tokens: int | None = None
-
-
-class _Incomplete(msgspec.Struct, gc=False):
-    reason: str | None = None
-
-
-class _Response(msgspec.Struct, gc=False):
-    output: list[_Item | list[_Item]] | None = None
-    model: str | None = None
-    usage: _Usage | None = None
-    incomplete_details: _Incomplete | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Params(msgspec.Struct, gc=False):
-    instructions: msgspec.Raw = msgspec.Raw(b"null")
-    input: msgspec.Raw = msgspec.Raw(b"null")
-    tools: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Agent(msgspec.Struct, gc=False):
-    name: str | None = None
-
-
-class _InstanceConfig(msgspec.Struct, gc=False):
-    mask_sample: bool | None = None
-
-
-_KNOWN: tuple[tuple[str, Any, Any], ...] = (
-    ("response", _Response | None, None),
-    ("responses_create_params", _Params | None, None),
-    ("reward", _Scalar | msgspec.UnsetType, msgspec.UNSET),
-    ("agent_ref", _Agent | None, None),
-    ("mask_sample", bool | None, None),
-    ("instance_config", _InstanceConfig | None, None),
-    ("reward_components", dict[str, _Scalar] | None, None),
-    ("_ng_task_index", int | None, None),
-    ("_ng_rollout_index", int | None, None),
-    *((name, _Scalar, None) for name in FAILURE_FIELDS),
-)
-_FIXED = len(_KNOWN) - len(FAILURE_FIELDS)
-_NO_FAILURE = (None,) * len(FAILURE_FIELDS)
-_KNOWN_NAMES = frozenset(name for name, _, _ in _KNOWN)
-
-
-class _Row(NamedTuple):
-    """What both ways of decoding a line hand to `Reader._summary`."""
-
-    response: _Response | None
-    output_ok: bool
-    params: _Params | None
-    reward: Any
-    agent: str | None
-    mask: bool
-    components: Mapping[str, Any] | None
-    task_index: int | None
-    rollout_index: int | None
-    failed: bool
-    extra: list[tuple[str, Any]]
-
-
 class Reader:
-    """Reads lines one after another, and gets faster as it learns a file's own fields and prompts.
+    """Reads lines one after another, and remembers their prompts, which repeats of a task share.
 
     What it returns for a line does not depend on the lines before.
     """
 
     def __init__(self) -> None:
-        self._learned: dict[str, bool] = {}  # top-level name → held numbers and short strings only
+        self._decoder = Decoder()
         self._prompts: dict[tuple[bytes, bytes, bytes], _Prompt] = {}
-        self._compile()
 
     def read(self, line: bytes) -> Reading:
         """Read one line (without its newline). Never raises on any bytes."""
         try:
-            row = self._decode(line)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            try:
-                row = self._force(parse(line))
-            except Unreadable as problem:
-                return Reading(problem.reason)
+            row = self._decoder.decode(line)
+        except Unreadable as problem:
+            return Reading(problem.reason)
         return self._summary(row)
 
-    def _compile(self) -> None:
-        """Build the row's struct from the known fields and the learned ones; any other is then an error."""
-        fields: list[tuple[str, Any, Any]] = [(f"k{i}", t, d) for i, (_, t, d) in enumerate(_KNOWN)]
-        rename = {f"k{i}": name for i, (name, _, _) in enumerate(_KNOWN)}
-        for i, (name, wanted) in enumerate(self._learned.items()):
-            fields.append((f"x{i}", _Scalar if wanted else msgspec.Raw, None))
-            rename[f"x{i}"] = name
-        row = msgspec.defstruct("_LearnedRow", fields, rename=rename, forbid_unknown_fields=True, gc=False)
-        self._decoder = msgspec.json.Decoder(row)
-        self._names = tuple(self._learned)
-
-    def _decode(self, line: bytes) -> _Row:
-        # msgspec does not look at the encoding of what it skips
-        if not line.isascii():
-            line.decode()
-        fields = msgspec.structs.astuple(self._decoder.decode(line))
-        response, params, reward, agent, mask, instance, components, task, rollout = fields[:_FIXED]
-        extra = [
-            (name, _small(value) if type(value) is msgspec.Raw else value)
-            for name, value in zip(self._names, fields[len(_KNOWN) :], strict=True)
-            if value is not None
-        ]
-        return _Row(
-            response,
-            True,
-            params,
-            reward,
-            None if agent is None else agent.name,
-            mask is True or (instance is not None and instance.mask_sample is True),
-            components,
-            task,
-            rollout,
-            fields[_FIXED : len(_KNOWN)] != _NO_FAILURE and any(fields[_FIXED : len(_KNOWN)]),
-            extra,
-        )
-
-    def _force(self, row: dict[str, Any]) -> _Row:
-        """A parsed row in the same shape: what has another type than it should counts as absent."""
-        self._learn(row)
-        response, agent, instance = row.get("response"), row.get("agent_ref"), row.get("instance_config")
-        params = row.get("responses_create_params")
-        components = row.get("reward_components")
-        name = agent.get("name") if isinstance(agent, dict) else agent
-        return _Row(
-            _forced_response(response) if isinstance(response, dict) else None,
-            not isinstance(response, dict) or _is_output(response.get("output")),
-            _forced_params(params) if isinstance(params, dict) else None,
-            row.get("reward", msgspec.UNSET),
-            _text(name),
-            row.get("mask_sample") is True or (isinstance(instance, dict) and instance.get("mask_sample") is True),
-            {_clean(k): v for k, v in components.items()} if isinstance(components, dict) else None,
-            _whole(row.get("_ng_task_index")),
-            _whole(row.get("_ng_rollout_index")),
-            any(row.get(field) for field in FAILURE_FIELDS),
-            [(_clean(k), v) for k, v in row.items() if k not in _KNOWN_NAMES],
-        )
-
-    def _learn(self, row: dict[str, Any]) -> None:
-        before = len(self._learned), sum(self._learned.values())
-        for name, value in row.items():
-            if name in _KNOWN_NAMES or (name not in self._learned and len(self._learned) >= _LEARNED_MAX):
-                continue
-            # a struct's field names may hold neither quotes nor control characters
-            if name.isprintable() and '"' not in name and "\\" not in name:
-                small = not isinstance(value, dict | list | str) or (isinstance(value, str) and len(value) < 200)
-                self._learned[name] = self._learned.get(name, True) and small
-        if before != (len(self._learned), sum(self._learned.values())):
-            self._compile()
-
-    def _summary(self, row: _Row) -> Reading:
+    def _summary(self, row: Row) -> Reading:
         metrics, labels = _scores(row)
         reward, reward_reason = _reward(row.reward)
         prompt = self._prompt(row.params)
@@ -292,7 +89,7 @@ class Reader:
             rollout_index = None
         told = _NO_ANSWER
         model = incomplete = tokens = None
-        items: list[_Item] = []
+        items: list[Item] = []
         malformed = error = False
         if (response := row.response) is not None:
             model = response.model
@@ -341,7 +138,7 @@ class Reader:
             labels,
         )
 
-    def _prompt(self, params: _Params | None) -> _Prompt:
+    def _prompt(self, params: Params | None) -> _Prompt:
         if params is None:
             return _NO_PROMPT
         # their fingerprints, because to hash and compare kilobytes of text for each row is what costs
@@ -382,7 +179,7 @@ def _without_defaults(item: Any) -> Any:
 
 
 def _prompt(instructions: bytes, items: bytes, tools: bytes) -> _Prompt:
-    values = [_value(part) for part in (instructions, items, tools)]
+    values = [value_of(part) for part in (instructions, items, tools)]
     if not values[0] and not values[1]:
         return _NO_PROMPT
     chars = _chars(values[0]) + _chars(values[1])
@@ -415,13 +212,6 @@ def _chars(value: Any) -> int:
     return 0
 
 
-def _value(raw: bytes) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return json.loads(raw, parse_int=_integer)
-
-
 def _reward(value: Any) -> tuple[float | None, DropReason | None]:
     if value is msgspec.UNSET:
         return None, DropReason.NO_REWARD
@@ -441,12 +231,12 @@ def _number(value: int | float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _scores(row: _Row) -> tuple[dict[str, float], dict[str, str]]:
+def _scores(row: Row) -> tuple[dict[str, float], dict[str, str]]:
     metrics: dict[str, float] = {}
     labels: dict[str, str] = {}
     for name, value in row.extra:
         if isinstance(value, str):
-            if len(value) <= _LABEL_CHARS:
+            if len(value) <= LABEL_CHARS:
                 labels[name] = value
         elif isinstance(value, int | float) and not name.startswith("_ng_"):
             number = _number(value)
@@ -459,7 +249,7 @@ def _scores(row: _Row) -> tuple[dict[str, float], dict[str, str]]:
     return metrics, labels
 
 
-def _items(output: list[_Item | list[_Item]]) -> tuple[list[_Item], bool]:
+def _items(output: list[Item | list[Item]]) -> tuple[list[Item], bool]:
     """The items of an output, and whether it is malformed. Of transitions (lists) the last is the whole."""
     kinds = set(map(type, output))
     if list not in kinds:
@@ -468,7 +258,7 @@ def _items(output: list[_Item | list[_Item]]) -> tuple[list[_Item], bool]:
     return (last, False) if len(kinds) == 1 and isinstance(last, list) else ([], True)
 
 
-def _answer(items: list[_Item]) -> _Answer:
+def _answer(items: list[Item]) -> _Answer:
     """Turns, calls and the key of what the policy wrote."""
     turns = 0
     speaking = False
@@ -512,7 +302,7 @@ def _answer(items: list[_Item]) -> _Answer:
     return _Answer(turns, len(names), tuple(names), key, chars)
 
 
-def _said(content: list[_Part] | str | None) -> str:
+def _said(content: list[Part] | str | None) -> str:
     if content is None:
         return ""
     if type(content) is str:
@@ -521,69 +311,3 @@ def _said(content: list[_Part] | str | None) -> str:
         part: Any = content[0]
         return (part.text or part.refusal or "").strip()
     return "".join([part.text or part.refusal or "" for part in content]).strip()  # type: ignore[union-attr]  # a list
-
-
-def _small(value: msgspec.Raw) -> Any:
-    """A number, boolean or string that is not long; None of anything else."""
-    raw = bytes(value)
-    # a character takes at most twelve bytes, as a pair of escapes
-    if raw[0] in b"[{" or len(raw) > 12 * _LABEL_CHARS + 2:
-        return None
-    return _value(raw)
-
-
-# ---- forcing a row of other types into the structs
-
-
-def _forced_response(response: dict[str, Any]) -> _Response:
-    output, usage, cut = (response.get(name) for name in ("output", "usage", "incomplete_details"))
-    return _Response(
-        [_forced_item(item) for item in output] if isinstance(output, list) and _is_output(output) else None,
-        _text(response.get("model")),
-        _Usage(_whole(usage.get("output_tokens"))) if isinstance(usage, dict) else None,
-        _Incomplete(_text(cut.get("reason"))) if isinstance(cut, dict) else None,
-        msgspec.Raw(b"null" if response.get("error") is None else b"true"),
-    )
-
-
-def _is_output(output: Any) -> bool:
-    """Items, or transitions of items; nothing at all is empty and not malformed."""
-    if output is None:
-        return True
-    if not isinstance(output, list):
-        return False
-    inner = [item for entry in output for item in (entry if isinstance(entry, list) else [entry])]
-    return all(isinstance(item, dict) for item in inner)
-
-
-def _forced_item(item: Any) -> Any:
-    if isinstance(item, list):
-        return [_forced_item(inner) for inner in item]
-    content = item.get("content")
-    if isinstance(content, list):
-        content = [
-            _Part(_text(part.get("text")), _text(part.get("refusal"))) for part in content if isinstance(part, dict)
-        ]
-    elif not isinstance(content, str):
-        content = None
-    kind, role, name, arguments = (_text(item.get(field)) for field in ("type", "role", "name", "arguments"))
-    return _Item(kind, role, content, name, arguments)
-
-
-def _forced_params(params: dict[str, Any]) -> _Params:
-    return _Params(*(msgspec.Raw(json.dumps(params.get(n)).encode()) for n in ("instructions", "input", "tools")))
-
-
-def _whole(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _text(value: Any) -> str | None:
-    return _clean(value) if isinstance(value, str) else None
-
-
-def _clean(text: str) -> str:
-    """Lone surrogates, which no file can hold, become question marks."""
-    return text.encode("utf-8", "replace").decode()
