@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from gristmill.items import Unrepresentable
-from gristmill.reasons import DropReason
 from gristmill.targets.protocol import Export, Row
 
 if TYPE_CHECKING:
@@ -24,18 +22,6 @@ if TYPE_CHECKING:
 # A Parquet row group: small enough to stream, and far below the 2 GiB that one Arrow string array holds.
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 128 << 20
-
-
-def require_text(*conversations: Iterable[dict[str, Any]]) -> None:
-    """Refuse parts (images): no target here has a column for them.
-
-    Raises:
-        Unrepresentable: UNSUPPORTED_CONTENT.
-    """
-    for messages in conversations:
-        for message in messages:
-            if type(message["content"]) is not str:
-                raise Unrepresentable(DropReason.UNSUPPORTED_CONTENT, f"a {message['role']} message with images")
 
 
 def line(row: dict[str, Any]) -> bytes:

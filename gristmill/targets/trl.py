@@ -25,15 +25,12 @@ import msgspec
 import orjson
 
 from gristmill.example import Example, Labelled, Method, Preference, RlTask, Sft, Tokens
-from gristmill.items import Unrepresentable
-from gristmill.reasons import DropReason
-from gristmill.targets.files import line, render, require_text, texts, write_columns, write_lines
+from gristmill.targets.files import line, render, texts, write_columns, write_lines
+from gristmill.targets.limits import require_single, require_text
 from gristmill.targets.protocol import Export, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-VERSION = "1.16.0"
 
 _TRAINERS: dict[Method, str] = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward"}
 _OVER_LENGTH: dict[Method, str] = {
@@ -73,19 +70,6 @@ def columns(example: Example) -> dict[str, Any]:
             return {"prompt": prompt, "completion": completion, "tools": tools, "label": label, "meta": meta}
         case RlTask():
             raise TypeError("trl has no rl export: its online trainers take prompts; use the target gym")
-
-
-def require_single(*sides: Sequence[dict[str, Any]]) -> None:
-    """Refuse a side of several messages: all of it would carry loss, tool results too.
-
-    Raises:
-        Unrepresentable: TARGET_FORMAT.
-    """
-    for side in sides:
-        if len(side) != 1:
-            raise Unrepresentable(
-                DropReason.TARGET_FORMAT, f"a side of {len(side)} messages; all of it would carry loss"
-            )
 
 
 @dataclass(frozen=True, slots=True)
