@@ -165,7 +165,7 @@ class WhatIf(_Model):
 class MoreRollouts(_Model):
     """How many more rows further rollouts of the same tasks would give, from each task's success rate so far."""
 
-    samples: int | None = Field(description="Rollouts a task now (median), where the recipe says no other.")
+    samples: int = Field(description="Rollouts a task now: collect.samples, or the median of what is there.")
     more: int
     rows: float = Field(description="Expected rows chosen then.")
 
