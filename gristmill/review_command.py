@@ -7,7 +7,7 @@ workspace's log and count for every later run there.
 
 from __future__ import annotations
 
-import glob
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,8 @@ from gristmill.workspace import Workspace
 if TYPE_CHECKING:
     from gristmill.review.queue import Queue
     from gristmill.review.session import Progress, Session, Status
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def review(
 
 @contextmanager
 def _open(what: Sequence[str], place: Workspace, sizes: Sizes) -> Iterator[_Opened]:
-    if len(what) == 1 and not Path(what[0]).exists() and not glob.has_magic(what[0]):
+    if len(what) == 1 and _NAME.fullmatch(what[0]) and not Path(what[0]).exists():
         yield _run(what[0], place, sizes)
         return
     from gristmill.ingest import ingest

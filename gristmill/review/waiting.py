@@ -20,7 +20,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from gristmill.artifact import ArtifactRef
-from gristmill.decisions import DecisionLog, Opinion, opinions, resolve
+from gristmill.decisions import DecisionLog, Opinion, effective, opinions
 from gristmill.errors import GateError, StoreError
 from gristmill.sample import Sampled
 from gristmill.store import Store
@@ -50,6 +50,10 @@ class Looked(NamedTuple):
 
     decided: int
     rollouts: int
+
+    @property
+    def complete(self) -> bool:
+        return self.decided == self.rollouts
 
 
 def log_of(workspace: Workspace) -> DecisionLog:
@@ -101,6 +105,12 @@ def command(workspace: Workspace, recipe: str) -> str:
     return f"gristmill review {recipe}{where}"
 
 
+def look(workspace: Workspace, waiting: Waiting) -> Looked:
+    """How many rollouts of the sample somebody has accepted or rejected."""
+    ids = {one.rollout_id for one in read_sample(workspace.store, waiting.sample)}
+    return Looked(len(ids & effective(log_of(workspace).entries()).keys()), len(ids))
+
+
 def wait(
     workspace: Workspace,
     waiting: Waiting,
@@ -125,11 +135,11 @@ def wait(
     deadline = None if seconds is None else time.monotonic() + seconds
     told: Looked | None = None
     while True:
-        looked = Looked(len(ids & resolve(opinions(log.entries())).keys()), len(ids))
+        looked = Looked(len(ids & effective(log.entries()).keys()), len(ids))
         if looked != told and progress is not None:
             progress(*looked)
         told = looked
-        if looked.decided == looked.rollouts:
+        if looked.complete:
             return
         if deadline is not None and time.monotonic() >= deadline:
             raise GateError(
