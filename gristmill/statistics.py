@@ -65,6 +65,36 @@ def paired_difference(
     return _interval(differences, samples, confidence)
 
 
+def bootstrap_difference(
+    challenger: Mapping[str, Sequence[float]],
+    champion: Mapping[str, Sequence[float]],
+    confidence: float = 0.95,
+    *,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The interval of `paired_difference` by resampling tasks: a check on the analytic one that assumes no shape.
+
+    Bias-corrected and accelerated, 9,999 resamples, as scipy does it (Efron 1987, "Better Bootstrap Confidence
+    Intervals"). None for fewer than two tasks.
+
+    Raises:
+        ValueError: no common task.
+    """
+    from scipy.stats import bootstrap
+
+    common = sorted(challenger.keys() & champion.keys())
+    if not common:
+        raise ValueError("the two policies have no task in common; evaluate both on the same held-out tasks")
+    values = np.array([np.mean(challenger[k]) - np.mean(champion[k]) for k in common])
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    rng = np.random.default_rng(seed)
+    found = bootstrap((values,), np.mean, confidence_level=confidence, batch=1000, rng=rng).confidence_interval
+    return float(found.low), float(found.high)
+
+
 def _interval(values: np.ndarray, samples: int, confidence: float) -> Estimate:
     n = len(values)
     mean = float(values.mean())
