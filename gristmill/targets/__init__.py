@@ -23,8 +23,15 @@ GROUP = "gristmill.targets"
 
 # Also declared in pyproject.toml, like anybody's; here so that a source tree works without being installed.
 BUILT_IN = {
+    "axolotl": "gristmill.targets.axolotl:AXOLOTL",
+    "gym": "gristmill.targets.gym:GYM",
+    "llamafactory": "gristmill.targets.llamafactory:LLAMAFACTORY",
+    "nemo-rl": "gristmill.targets.nemo_rl:NEMO_RL",
+    "openrlhf": "gristmill.targets.openrlhf:OPENRLHF",
     "trl": "gristmill.targets.trl:PARQUET",
     "trl-jsonl": "gristmill.targets.trl:JSONL",
+    "unsloth": "gristmill.targets.unsloth:UNSLOTH",
+    "verl": "gristmill.targets.verl:VERL",
 }
 
 

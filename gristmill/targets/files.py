@@ -95,7 +95,7 @@ def _size(value: Any) -> int:
     return 8
 
 
-def render(template: str, export: Export, path: str, **values: Any) -> None:
+def render(template: str, export: Export, path: str, /, **values: Any) -> None:
     """Write a launch file of the export from a template in `launch/`; what the template names must be given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +20,6 @@ from gristmill.example import Example, Method, Sft, Tokens
 from gristmill.targets.files import render, write_columns
 from gristmill.targets.limits import require_text
 from gristmill.targets.protocol import Export, Row
-
-_CLASS = "gristmill_dataset.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,7 @@ class Verl:
         import pyarrow.parquet as pq
 
         token_ids = any("input_ids" in pq.read_schema(export.folder / name).names for name in export.train)
-        source = files("gristmill.targets").joinpath("launch/verl_dataset.py.txt").read_text(encoding="utf-8")
-        (export.folder / _CLASS).write_text(source, encoding="utf-8")
+        render("verl_dataset.py.j2", export, "gristmill_dataset.py")
         render("verl.sh.j2", export, "train.sh", dataset="TokenIds" if token_ids else "JsonColumns")
 
 
