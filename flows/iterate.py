@@ -58,6 +58,7 @@ def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: in
         table=table,
         samples=recipe.evaluate.samples,
         confidence=recipe.promote.confidence,
+        solved_at=recipe.environment.solved_at,
     )
     return Measured(evaluation, table)
 
@@ -90,7 +91,15 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
     table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
     tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
     selection = run(curate_rollouts, turn, "curate", tables=tables, settings=recipe.curate)
-    dataset = run(format_dataset, turn, "format", selection=selection, tables=tables, settings=recipe.format)
+    dataset = run(
+        format_dataset,
+        turn,
+        "format",
+        selection=selection,
+        tables=tables,
+        settings=recipe.format,
+        seed=recipe.seed,
+    )
     run(validate_dataset, turn, "validate", dataset=dataset, settings=recipe.checks)
     checkpoint = run(
         train_policy,

@@ -86,6 +86,7 @@ class EnvironmentRecipe(Section):
         "already, and their policy is at policy.port.",
     )
     gym: str = Field("gym", description="nemo-gym: the gym command, of its own Python environment.")
+    solved_at: float = Field(1.0, description="The reward from which on an attempt counts as solved, for pass@k.")
 
 
 class SamplingRecipe(Section):
@@ -338,6 +339,21 @@ class PromoteRecipe(Section):
         0.0, description="The lower bound of the paired difference in mean reward must exceed this."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Two-sided confidence of the interval.")
+    max_pass_drop: float | None = Field(
+        0.0, ge=0, description="Refuse a challenger whose pass@k is shown to drop by more; null does not look."
+    )
+    max_category_drop: float | None = Field(
+        0.0, ge=0, description="Refuse one whose mean reward in a task type is shown to drop by more."
+    )
+    max_length_ratio: float | None = Field(
+        2.0, gt=0, description="Refuse one whose answers are more than so many times as long."
+    )
+    max_failure_rise: float | None = Field(
+        0.05, ge=0, description="Refuse one with so much larger a share of missing or cut samples."
+    )
+    min_diversity: float | None = Field(
+        0.25, ge=0, description="Refuse one with less than this many times as many distinct answers a task."
+    )
 
 
 COMPARING = frozenset({"dpo", "kto", "reward", "rl"})

@@ -263,8 +263,14 @@ def decision_words(turn: TurnReport) -> str:
     d = decimals_for(lift.low, lift.high, threshold)
     low, high = number(lift.low, d, sign=True), number(lift.high, d, sign=True)
     limit = f"the threshold {number(threshold, d, sign=True) if threshold else 0}"
+    failed = [guard for guard in decision.guards if not guard.passed]
+    if failed and lift.low > threshold:
+        which = "; ".join(f"{guard.name}: {guard.evidence}" for guard in failed)
+        guarded = f"{count(len(failed), 'guard')} of {len(decision.guards)} failed"
+        return f"{facts}The lower bound, {low}, is above {limit}, but {guarded} ({which}): the champion stays."
+    held = f" {count(len(decision.guards), 'guard')} held." if decision.guards else ""
     verdict = {
-        Verdict.PROMOTED: f"The lower bound, {low}, is above {limit}: it was promoted.",
+        Verdict.PROMOTED: f"The lower bound, {low}, is above {limit}: it was promoted.{held}",
         Verdict.REJECTED: f"Even the upper bound, {high}, is not above {limit}: it was rejected and the "
         "champion stays.",
         Verdict.INCONCLUSIVE: f"The interval includes {limit}, so this does not decide: it was not promoted "

@@ -10,9 +10,9 @@ from tasks.caching import step
 from tasks.ingest import table_files
 
 
-@step("evaluate")
+@step("evaluate", version="2")
 def evaluate_policy(
-    policy: ArtifactRef, tasks: ArtifactRef, table: ArtifactRef, samples: int, confidence: float
+    policy: ArtifactRef, tasks: ArtifactRef, table: ArtifactRef, samples: int, confidence: float, solved_at: float
 ) -> ArtifactRef:
     """Rewards by task, their mean with its interval, and results by category."""
     store = Workspace.current().store
@@ -24,15 +24,17 @@ def evaluate_policy(
         scored(files),
         samples=samples,
         confidence=confidence,
+        solved_at=solved_at,
     )
     with store.draft("evaluation") as draft:
         draft.write_json(FILE, result)
         return draft.commit(
             stage="evaluate",
             parents=[policy, tasks, table],
-            settings={"samples": samples, "confidence": confidence},
+            settings={"samples": samples, "confidence": confidence, "solved_at": solved_at},
             counts={
                 "mean_reward": result.estimate.mean,
+                "success_rate": result.success_rate.mean,
                 "expected": result.expected,
                 "missing": result.missing,
             },

@@ -5,24 +5,27 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from gristmill.artifact import ArtifactRef
-from gristmill.evaluation import lift, read_evaluation
+from gristmill.comparison import compare, guards
+from gristmill.evaluation import read_evaluation
 from gristmill.promotion import FILE, decide
 from gristmill.recipe import PromoteRecipe
 from gristmill.workspace import Workspace
 from tasks.caching import step
 
 
-@step("promote")
+@step("promote", version="2")
 def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe) -> ArtifactRef:
     """Compare two evaluations on the same tasks; who becomes champion is the flow's doing."""
     store = Workspace.current().store
     ours, theirs = read_evaluation(store, challenger), read_evaluation(store, champion)
-    decision = decide(lift(ours, theirs, settings.confidence), settings)
+    found = compare(ours, theirs, settings.confidence)
+    decision = decide(found.lift, settings, guards(found, settings))
     with store.draft("decision") as draft:
         draft.write_json(
             FILE,
             {
                 **decision.model_dump(mode="json"),
+                "comparison": found.model_dump(mode="json"),
                 "challenger": ours.policy.model_dump(mode="json"),
                 "champion": theirs.policy.model_dump(mode="json"),
             },
@@ -35,7 +38,8 @@ def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: P
         )
     create_markdown_artifact(
         f"**{decision.verdict}**: {decision.reason}.\n\nChallenger {ours.policy} (mean {ours.estimate.mean:.3f}) "
-        f"against champion {theirs.policy} (mean {theirs.estimate.mean:.3f}).",
+        f"against champion {theirs.policy} (mean {theirs.estimate.mean:.3f}).\n\n"
+        + "\n".join(f"- {'passed' if g.passed else '**failed**'}: {g.name}, {g.evidence}" for g in decision.guards),
         key="gate",
     )
     return ref

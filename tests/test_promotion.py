@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gristmill.artifact import ArtifactRef
+from gristmill.comparison import Guard
 from gristmill.promotion import Champion, Verdict, champions, decide, register
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate
@@ -33,6 +34,16 @@ def test_only_a_lower_bound_above_the_floor_promotes(estimate: Estimate, min_eff
     assert decision.verdict is verdict
     assert decision.promoted is (verdict is Verdict.PROMOTED)
     assert decision.reason
+
+
+def test_a_failed_guard_refuses_a_better_mean() -> None:
+    held = Guard(name="length", passed=True, evidence="1.1 times as long")
+    failed = Guard(name="pass@4", passed=False, evidence="-0.200, a drop of at most 0")
+    better = lift(0.3, 0.1, 0.5)
+    assert decide(better, PromoteRecipe(), (held,)).promoted
+    decision = decide(better, PromoteRecipe(), (held, failed))
+    assert decision.verdict is Verdict.REJECTED
+    assert "pass@4: -0.200" in decision.reason and "1.1 times" not in decision.reason
 
 
 def champion(turn: int, digit: str) -> Champion:
