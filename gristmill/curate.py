@@ -1,31 +1,38 @@
 """Curate: choose the rollouts that are worth training on, and say of every other one why not.
 
-Reads rollout tables (never their payload) with DuckDB; writes `selection.parquet`: one row per usable rollout, in
-input order, with the reason it was not chosen, or null. Every order is total, so equal input gives equal bytes.
-A user's condition runs with external access off: it can look at the table and at nothing else.
+Reads rollout tables and writes `selection.parquet` (gristmill/selection.py). Every order is total, so equal input
+gives equal bytes, and rows read = rows chosen + Σ rows dropped by reason.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gristmill.errors import RecipeError
-from gristmill.reasons import DropReason
+from gristmill import columns, selection
+from gristmill.choosing import Choosing, Chosen, Stage, integers, numbers, place
 from gristmill.recipe import CurateRecipe
+from gristmill.rules import Rule
+from gristmill.selection import SELECTION as SELECTION
 
 if TYPE_CHECKING:
-    import duckdb
+    import numpy as np
+    import pyarrow as pa
 
-SELECTION = "selection.parquet"
-_HIDDEN = ("raw",)  # payload: selection never reads it
 _BINS = 20
+_NO_DECISIONS: Mapping[str, str] = {}
 
 
 def curate(
-    tables: Sequence[Sequence[Path]], counted: Sequence[dict[str, Any]], recipe: CurateRecipe, out: Path
+    tables: Sequence[Sequence[Path]],
+    counted: Sequence[dict[str, Any]],
+    recipe: CurateRecipe,
+    out: Path,
+    *,
+    decisions: Mapping[str, str] = _NO_DECISIONS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Select over one or more rollout tables.
 
@@ -33,145 +40,177 @@ def curate(
         tables: the Parquet files of each table, in row order.
         counted: each table's own counts (`rows_read`, `rows_kept`, `dropped`), in the same order.
         out: folder that gets `selection.parquet`.
+        decisions: a review's, rollout_id → `accept` | `reject`. Rejected rollouts are dropped; accepted ones come
+            first where duplicates, caps and balance must choose. Others than those are not affected.
+        seed: of the draw within a balanced category.
 
     Returns:
         Counts: `rows_read`, `rows_kept` (chosen), `dropped` (reason → rows, those of reading included),
         `truncated`, and `rewards` of the usable rollouts: `min`, `max`, `mean`, `histogram` (`edges`, `counts`;
-        the last bin is closed).
+        the last bin is closed). `rules`: every rule and later step in order, with `rule`, `origin`, `reason`,
+        `before`, `dropped`, and for rules of one row `alone` (rows that it drops of all usable ones), `only` (rows
+        that it and no other rule drops) and `unknown` (rows for which it is null). `warnings`: sentences about
+        rules that do nothing or drop everything. `balance`: category → `before`, `kept`; `decisions`: how many of
+        the given ones there are of each kind.
 
     Raises:
-        RecipeError: `curate.where` is no condition over the table's columns.
+        RecipeError: a condition, the balance or a tokenizer cannot be used.
     """
-    import duckdb
-
-    with duckdb.connect() as db:
-        db.execute("SET preserve_insertion_order = true")
-        _load(db, tables)
-        db.execute("SET enable_external_access = false")
-        db.execute("SET lock_configuration = true")
-        condition = _condition(db, recipe.where)
-        cut = "false" if recipe.keep_truncated else "truncated"
-        keep_reward = "true" if recipe.min_reward is None else f"reward >= {float(recipe.min_reward)!r}"
-        db.execute(
-            f"""
-            CREATE TEMP TABLE judged AS
-            SELECT *,
-                CASE WHEN {cut} THEN '{DropReason.TRUNCATED}'
-                     WHEN NOT ({keep_reward}) THEN '{DropReason.BELOW_REWARD}'
-                     WHEN ({condition}) IS NOT TRUE THEN '{DropReason.FILTERED}' END AS reason,
-                coalesce(task_key, rollout_id) AS unit
-            FROM usable
-            """
-        )
-        # Shorter answers first, then the content id, then the position: a total order, and the same in every run.
-        preference = "answer_chars, rollout_id, at_table, at_file, at_row"
-        first = f"row_number() OVER (PARTITION BY unit, answer_key ORDER BY {preference}) = 1"
-        distinct = first if recipe.deduplicate else "true"
-        rank = f"row_number() OVER (PARTITION BY unit ORDER BY {preference})"
-        cap = f"{rank} <= {recipe.per_task}" if recipe.per_task else "true"
-        db.execute(
-            f"""
-            CREATE TEMP TABLE selection AS
-            WITH candidate AS (SELECT *, {distinct} AS is_first FROM judged WHERE reason IS NULL),
-                 ranked AS (SELECT *, {cap} AS under_cap FROM candidate WHERE is_first)
-            SELECT j.at_table, j.at_file, j.at_row, j.rollout_id, j.task_key, j.reward,
-                CASE WHEN j.reason IS NOT NULL THEN j.reason
-                     WHEN NOT c.is_first THEN '{DropReason.DUPLICATE_ANSWER}'
-                     WHEN NOT r.under_cap THEN '{DropReason.OVER_TASK_CAP}' END AS reason
-            FROM judged j
-            LEFT JOIN candidate c USING (at_table, at_file, at_row)
-            LEFT JOIN ranked r USING (at_table, at_file, at_row)
-            ORDER BY at_table, at_file, at_row
-            """
-        )
-        _write(db, out / SELECTION)
-        return _counts(db, counted)
+    with Choosing(tables, recipe, decisions, seed) as choosing:
+        chosen = choosing.choose()
+        codes, twins = _fates(choosing, chosen)
+        selection.write(_table(choosing, chosen, codes, twins), out / SELECTION)
+        return _counts(choosing, chosen, codes, counted, decisions)
 
 
-def _load(db: duckdb.DuckDBPyConnection, tables: Sequence[Sequence[Path]]) -> None:
-    """Usable rows of all tables, with the position of each (`at_table`, `at_file`, `at_row`)."""
-    hidden = ", ".join(_HIDDEN)
-    parts = []
-    values: list[str] = []
-    for number, files in enumerate(tables):
-        for order, path in enumerate(files):
-            parts.append(
-                f"SELECT {number} AS at_table, {order} AS at_file, file_row_number AS at_row, "
-                f"* EXCLUDE ({hidden}, file_row_number) FROM read_parquet(?, file_row_number = true)"
-            )
-            values.append(str(path))
-    db.execute(
-        "CREATE TEMP TABLE usable AS SELECT * FROM ("
-        + " UNION ALL BY NAME ".join(parts)
-        + ") WHERE drop_reason IS NULL",
-        values,
-    )
+def _fates(
+    choosing: Choosing, chosen: Chosen
+) -> tuple[np.ndarray[Any, np.dtype[np.int16]], list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]]]:
+    """Of each row the number of the rule or step that drops it, -1 if none does; and duplicates with their twins."""
+    import numpy as np
+
+    at, fails = numbers(choosing.rows["spot"]), numbers(choosing.rows["fails"])
+    lowest = fails & (~fails + np.uint64(1))
+    codes = np.where(fails > 0, np.log2(np.maximum(lowest, 1)), -1).astype(np.int16)
+    twins: list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]] = []
+    for number, stage in enumerate(chosen.stages, start=len(choosing.rules)):
+        rows = np.searchsorted(at, stage.positions)
+        codes[rows] = number
+        if stage.twins is not None:
+            twins.append((rows, stage.twins))
+    return codes, twins
 
 
-def _condition(db: duckdb.DuckDBPyConnection, where: str | None) -> str:
-    """The user's condition, checked by preparing it against the table."""
-    import duckdb
+def _table(
+    choosing: Choosing,
+    chosen: Chosen,
+    codes: np.ndarray[Any, np.dtype[np.int16]],
+    twins: list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]],
+) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
 
-    if where is None:
-        return "true"
-    try:
-        db.execute(f"SELECT count(*) FROM usable WHERE (\n{where}\n) IS TRUE")
-    except duckdb.Error as error:
-        columns = [row[0] for row in db.execute("DESCRIBE usable").fetchall() if not row[0].startswith("at_")]
-        unknown = _unknown_column(str(error))
-        near = difflib.get_close_matches(unknown, columns, n=3) if unknown else []
-        hint = f"; did you mean {' or '.join(near)}" if near else ""
-        raise RecipeError(
-            f"curate.where: {where!r} is not a condition ({str(error).splitlines()[0]}){hint}; "
-            f"columns: {', '.join(columns)}"
-        ) from None
-    return where
+    steps: list[Rule | Stage] = [*choosing.rules, *chosen.stages]
+    rows = choosing.rows
+    schema = selection.schema()
+
+    def named(values: Sequence[str]) -> pa.Array:
+        # the last is for rows that were chosen
+        return columns.build([*values, None], pa.string()).take(integers(np.where(codes < 0, len(values), codes)))
+
+    # positions in a table of twins, the last of which is null
+    where = np.full(len(rows), sum(len(names) for _, names in twins))
+    found: list[str | None] = []
+    for at, names in twins:
+        where[at] = np.arange(len(found), len(found) + len(names))
+        found += names
+    at_table, at_file, at_row = place(numbers(rows["spot"]))
+    values = {
+        "at_table": integers(at_table).cast(pa.int32()),
+        "at_file": integers(at_file).cast(pa.int32()),
+        "at_row": integers(at_row),
+        "rollout_id": rows["rollout_id"],
+        "task_key": rows["task_key"],
+        "reward": rows["reward"],
+        "reason": named([str(step.reason) for step in steps]),
+        "rule": named([step.text for step in steps]),
+        "twin": columns.build([*found, None], pa.string()).take(integers(where)),
+    }
+    return pa.table([values[name] for name in schema.names], schema=schema)
 
 
-def _unknown_column(message: str) -> str | None:
-    parts = message.split('"')
-    return parts[1] if "column" in message.lower() and len(parts) > 2 else None
+def _counts(
+    choosing: Choosing,
+    chosen: Chosen,
+    codes: np.ndarray[Any, np.dtype[np.int16]],
+    counted: Sequence[dict[str, Any]],
+    decisions: Mapping[str, str],
+) -> dict[str, Any]:
+    import numpy as np
 
-
-def _write(db: duckdb.DuckDBPyConnection, path: Path) -> None:
-    # through Arrow, because the condition's connection may not write files
-    import pyarrow.parquet as pq
-
-    pq.write_table(db.sql("SELECT * FROM selection").to_arrow_table(), path, compression="zstd")
-
-
-def _counts(db: duckdb.DuckDBPyConnection, counted: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    steps = tally(choosing, chosen, codes)
     dropped: dict[str, int] = {}
     for table in counted:
         for reason, count in table["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + count
-    for reason, count in db.execute(
-        "SELECT reason, count(*) FROM selection WHERE reason IS NOT NULL GROUP BY reason"
-    ).fetchall():
-        dropped[reason] = dropped.get(reason, 0) + count
-    one = db.execute(
-        "SELECT count(*) FILTER (reason IS NULL), min(reward), max(reward), avg(reward) FROM selection"
-    ).fetchone()
-    assert one is not None
-    kept, low, high, mean = one
-    truncated = db.execute("SELECT count(*) FROM usable WHERE truncated").fetchone()
-    assert truncated is not None
-    return {
+    for step in steps:
+        if step["dropped"]:
+            dropped[step["reason"]] = dropped.get(step["reason"], 0) + step["dropped"]
+    rewards = numbers(choosing.rows["reward"])
+    low, high = (float(rewards.min()), float(rewards.max())) if len(rewards) else (None, None)
+    counts = {
         "rows_read": sum(table["rows_read"] for table in counted),
-        "rows_kept": kept,
+        "rows_kept": int(np.count_nonzero(codes < 0)),
         "dropped": dict(sorted(dropped.items())),
-        "truncated": truncated[0],
-        "rewards": {"min": low, "max": high, "mean": mean, "histogram": _histogram(db, low, high)},
+        "truncated": int(numbers(choosing.rows["truncated"]).sum()),
+        "rewards": {
+            "min": low,
+            "max": high,
+            "mean": math.fsum(rewards) / len(rewards) if len(rewards) else None,
+            "histogram": _histogram(rewards, low, high),
+        },
+        "rules": steps,
+        "warnings": warnings(steps, len(rewards)),
     }
+    if chosen.balance:
+        counts["balance"] = chosen.balance
+    if decisions:
+        values = list(decisions.values())
+        counts["decisions"] = {kind: values.count(kind) for kind in sorted(set(values))}
+    return counts
 
 
-def _histogram(db: duckdb.DuckDBPyConnection, low: float | None, high: float | None) -> dict[str, list[float]]:
+def tally(choosing: Choosing, chosen: Chosen, codes: np.ndarray[Any, np.dtype[np.int16]]) -> list[dict[str, Any]]:
+    """The rules and later steps in order, with what each drops; the keys are those of `curate`'s `rules`."""
+    import numpy as np
+
+    fails, unknown = numbers(choosing.rows["fails"]), numbers(choosing.rows["unknown"])
+    steps: list[Rule | Stage] = [*choosing.rules, *chosen.stages]
+    drops = np.bincount(codes + 1, minlength=len(steps) + 1)[1:].tolist()
+    before = len(fails)
+    told: list[dict[str, Any]] = []
+    for number, (step, dropped) in enumerate(zip(steps, drops, strict=True)):
+        line = {
+            "rule": step.text,
+            "origin": step.origin,
+            "reason": str(step.reason),
+            "before": before,
+            "dropped": dropped,
+        }
+        if number < len(choosing.rules):
+            bit = np.uint64(1 << number)
+            line["alone"] = int(np.count_nonzero(fails & bit))
+            line["only"] = int(np.count_nonzero(fails == bit))
+            line["unknown"] = int(np.count_nonzero(unknown & bit))
+        told.append(line)
+        before -= dropped
+    return told
+
+
+def warnings(steps: Sequence[Mapping[str, Any]], rows: int) -> list[str]:
+    """What is odd about the rules that a user wrote: true or false for every rollout, or null for some."""
+    found = []
+    for step in steps:
+        if not rows or step["reason"] not in ("filtered", "below_reward"):
+            continue
+        said = f"`{step['rule']}` ({step['origin']})"
+        if step["unknown"] == rows:
+            found.append(f"{said} is unknown (null) for every rollout, so it drops all {rows}")
+        elif step["alone"] == rows:
+            found.append(f"{said} is true for no rollout, so it drops all {rows}")
+        elif step["alone"] == 0:
+            found.append(f"{said} is true for every rollout, so it does nothing")
+        elif step["unknown"]:
+            found.append(f"{said} is unknown (null) for {step['unknown']} of {rows} rollouts, and drops them")
+    return found
+
+
+def _histogram(rewards: Any, low: float | None, high: float | None) -> dict[str, list[float]]:
     """Equal bins over the observed range, the last one closed; rewards within 0..1 get the range 0..1."""
     import numpy as np
 
     if low is None or high is None:
         return {"edges": [], "counts": []}
-    rewards = db.execute("SELECT reward FROM selection").fetchnumpy()["reward"]
     limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high) if high > low else (low - 0.5, high + 0.5)
     counts, edges = np.histogram(rewards, bins=_BINS, range=limits)
     return {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]}

@@ -5,8 +5,9 @@
     every column of the table     but the payload, and `drop_reason`, which is null here
 
 Beside it, `scales` has each environment's scale (gristmill/scale.py): `environment`, `low`, `high`, `solved_at`; and
-`inputs` the task fields that lie beside the tables, if any do. Nothing is read before a query names it. The connection can read the tables' folders and nothing else, and its
-configuration is locked, so what a user writes into a query sees the tables and no more.
+`inputs` the task fields that lie beside the tables, if any do. Nothing is read before a query names it. The
+connection can read the tables' folders and nothing else, and its configuration is locked, so what a user writes into
+a query sees the tables and no more.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
     """
     import duckdb
 
-    columns = [column for column in schema().names if column not in _LEFT_OUT]
     files = [str(path.resolve()) for table in tables for path in table]
     if not files:
         raise InputError("no rollout table was given")
@@ -64,7 +64,7 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
         db.execute("SET lock_configuration = true")
         db.execute(
             f"CREATE TEMP VIEW rollouts AS SELECT {at_table} AS at_table, {at_file} AS at_file, "
-            f"file_row_number AS at_row, coalesce(agent, source) AS environment, {', '.join(map(name, columns))} "
+            f"file_row_number AS at_row, coalesce(agent, source) AS environment, {', '.join(columns()[1:])} "
             f"FROM read_parquet({_texts(files)}) WHERE drop_reason IS NULL"
         )
         db.execute(f"CREATE TEMP VIEW scales AS {_SCALES}")
@@ -74,6 +74,11 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
         db.close()
         raise
     return db
+
+
+def columns() -> list[str]:
+    """Columns of `rollouts` that say something of a rollout: all but its position."""
+    return ["environment", *(column for column in schema().names if column not in _LEFT_OUT)]
 
 
 def text(value: str) -> str:

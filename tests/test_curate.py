@@ -100,7 +100,7 @@ def test_an_unknown_column_gets_the_nearest_name(tmp_path: Path) -> None:
     ],
 )
 def test_a_condition_cannot_look_outside_the_table(tmp_path: Path, attack: str) -> None:
-    with pytest.raises(RecipeError, match="not a condition"):
+    with pytest.raises(RecipeError, match="cannot be used"):
         select(tmp_path, [rollout()], where=attack)
 
 
