@@ -83,9 +83,14 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        # A browser says which page a request comes from; `none` is the address bar.
+        # A browser says which page a request comes from. A link may lead here from anywhere; a script may not ask.
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
-        return name in _HOSTS and site in ("none", "same-origin") and (origin is None or origin == f"http://{host}")
+        follows_link = scope.get("method") == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return (
+            name in _HOSTS
+            and (site in ("none", "same-origin") or follows_link)
+            and (origin is None or origin == f"http://{host}")
+        )
 
 
 def application(session: Session, token: str) -> Guard:
@@ -159,7 +164,7 @@ def _problem(code: int, sentence: str) -> Response:
 
 
 class Address(NamedTuple):
-    """Where the page is. `listening` is bound already, so that nobody can take the port in between."""
+    """Where the page is. `listening` is open already: requests wait until they are served."""
 
     url: str
     token: str
@@ -176,6 +181,7 @@ def bind(port: int = 0) -> Address:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()  # from now on requests wait instead of being refused
     except (OSError, OverflowError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or error
