@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -107,7 +108,7 @@ def render(template: str, export: Export, path: str, /, **values: Any) -> None:
         keep_trailing_newline=True,
         autoescape=False,  # configs and programs, not pages
     )
-    environment.filters |= {"yaml": yaml_text, "json": json_text}
+    environment.filters |= {"yaml": yaml_text, "json": json_text, "quote": shlex.quote}
     method, launch = export.method, export.launch
     known = {"method": method, "launch": launch, "rate": launch.rate(method)}
     splits = {"train": export.train, "validation": export.validation}
