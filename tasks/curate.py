@@ -10,16 +10,20 @@ from gristmill.recipe import CurateRecipe
 from gristmill.workspace import Workspace
 from tasks.caching import step
 from tasks.ingest import table_files
+from tasks.review import decisions_of
 
 
 @step("curate")
-def curate_rollouts(tables: list[ArtifactRef], settings: CurateRecipe) -> ArtifactRef:
+def curate_rollouts(
+    tables: list[ArtifactRef], settings: CurateRecipe, decisions: ArtifactRef | None = None
+) -> ArtifactRef:
     """Select over all given tables; every rollout that is not chosen has a reason."""
     store = Workspace.current().store
     counted = [store.manifest(table).counts for table in tables]
     with store.draft("selection") as draft:
-        counts = curate(table_files(tables), counted, settings, draft.path)
-        ref = draft.commit(stage="curate", parents=tables, settings=settings.model_dump(mode="json"), counts=counts)
+        counts = curate(table_files(tables), counted, settings, draft.path, decisions=decisions_of(decisions))
+        parents = [*tables, decisions] if decisions else tables
+        ref = draft.commit(stage="curate", parents=parents, settings=settings.model_dump(mode="json"), counts=counts)
     rows = [{"reason": "kept", "rollouts": counts["rows_kept"]}]
     rows += [{"reason": reason, "rollouts": count} for reason, count in counts["dropped"].items()]
     create_table_artifact(rows, key="funnel", description=f"{counts['rows_read']} rollouts read for {ref}")
