@@ -139,27 +139,27 @@ class Choosing:
         by = self.recipe.balance
         return self._names.refusal(by.by if by else "", "curate.balance.by", error)
 
-    def choose(self, *, without: int = 0, payload: bool = True) -> Chosen:
+    def choose(self, *, without: int = 0, recipe: CurateRecipe | None = None) -> Chosen:
         """What follows the rules.
 
         Args:
             without: bits of rules that are not asked.
-            payload: also look for near-duplicates and at tokens, where the recipe asks for them.
+            recipe: another one, of the same rules and with fewer later steps.
         """
         import numpy as np
 
-        recipe, rows = self.recipe, self.rows
+        recipe, rows = recipe or self.recipe, self.rows
         self._db.register("judged", rows)
         asked = np.uint64(~without & (1 << 64) - 1)
         passing = int(np.count_nonzero((numbers(rows["fails"]) & asked) == 0))
         stages: list[Stage] = []
         none = np.empty(0, np.int64)
         lost = none
-        if payload and (recipe.near_duplicates or recipe.max_tokens):
-            first = self._windows(without, none)
+        if recipe.near_duplicates or recipe.max_tokens:
+            first = self._windows(recipe, without, none)
             fresh = numbers(first["spot"])[numbers(first["copy"]) == 1]
             lost = self._payload(np.sort(fresh), stages)
-        told = self._windows(without, lost)
+        told = self._windows(recipe, without, lost)
         found = {name: numbers(told[name]) for name in told.column_names if name not in ("twin", "category")}
         if recipe.deduplicate:
             copies = np.flatnonzero(found["copy"] > 1)
@@ -187,11 +187,10 @@ class Choosing:
             balance = {name: {"before": count, "kept": min(count, allowed[name])} for name, count in available.items()}
         return Chosen(stages, passing - sum(len(stage.positions) for stage in stages), balance)
 
-    def _windows(self, without: int, lost: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
+    def _windows(self, recipe: CurateRecipe, without: int, lost: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
         """Of each row that passes the rules: the how-many-th copy it is, whose, and its place in task and category."""
         import pyarrow as pa
 
-        recipe = self.recipe
         accepted = "accepted DESC, " if self._reviewed else ""
         preferred = f"{accepted}answer_chars, rollout_id, spot"
         drawn = f"{accepted}md5({scan.text(f'{self._seed}:')} || rollout_id), spot"

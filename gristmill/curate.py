@@ -58,34 +58,27 @@ def curate(
     """
     with Choosing(tables, recipe, decisions, seed) as choosing:
         chosen = choosing.choose()
-        codes, twins = _fates(choosing, chosen)
-        selection.write(_table(choosing, chosen, codes, twins), out / SELECTION)
+        codes = fates(choosing, chosen)
+        selection.write(_table(choosing, chosen, codes), out / SELECTION)
         return _counts(choosing, chosen, codes, counted, decisions)
 
 
-def _fates(
-    choosing: Choosing, chosen: Chosen
-) -> tuple[np.ndarray[Any, np.dtype[np.int16]], list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]]]:
-    """Of each row the number of the rule or step that drops it, -1 if none does; and duplicates with their twins."""
+def fates(choosing: Choosing, chosen: Chosen) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Of each usable row the number of the rule or step that drops it; -1 if it is chosen."""
     import numpy as np
 
-    at, fails = numbers(choosing.rows["spot"]), numbers(choosing.rows["fails"])
+    fails = numbers(choosing.rows["fails"])
     lowest = fails & (~fails + np.uint64(1))
     codes = np.where(fails > 0, np.log2(np.maximum(lowest, 1)), -1).astype(np.int16)
-    twins: list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]] = []
     for number, stage in enumerate(chosen.stages, start=len(choosing.rules)):
-        rows = np.searchsorted(at, stage.positions)
-        codes[rows] = number
-        if stage.twins is not None:
-            twins.append((rows, stage.twins))
-    return codes, twins
+        codes[np.searchsorted(numbers(choosing.rows["spot"]), stage.positions)] = number
+    return codes
 
 
 def _table(
     choosing: Choosing,
     chosen: Chosen,
     codes: np.ndarray[Any, np.dtype[np.int16]],
-    twins: list[tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]],
 ) -> pa.Table:
     import numpy as np
     import pyarrow as pa
@@ -98,13 +91,15 @@ def _table(
         # the last is for rows that were chosen
         return columns.build([*values, None], pa.string()).take(integers(np.where(codes < 0, len(values), codes)))
 
-    # positions in a table of twins, the last of which is null
-    where = np.full(len(rows), sum(len(names) for _, names in twins))
-    found: list[str | None] = []
-    for at, names in twins:
-        where[at] = np.arange(len(found), len(found) + len(names))
-        found += names
-    at_table, at_file, at_row = place(numbers(rows["spot"]))
+    spots = numbers(rows["spot"])
+    # places in the list of twins, whose last is for rows without
+    twins = [twin for stage in chosen.stages for twin in stage.twins or ()]
+    where = np.full(len(rows), len(twins))
+    start = 0
+    for stage in chosen.stages:
+        if stage.twins is not None:
+            where[np.searchsorted(spots, stage.positions)] = np.arange(start, start := start + len(stage.twins))
+    at_table, at_file, at_row = place(spots)
     values = {
         "at_table": integers(at_table).cast(pa.int32()),
         "at_file": integers(at_file).cast(pa.int32()),
@@ -114,7 +109,7 @@ def _table(
         "reward": rows["reward"],
         "reason": named([str(step.reason) for step in steps]),
         "rule": named([step.text for step in steps]),
-        "twin": columns.build([*found, None], pa.string()).take(integers(where)),
+        "twin": columns.build([*twins, None], pa.string()).take(integers(where)),
     }
     return pa.table([values[name] for name in schema.names], schema=schema)
 
