@@ -245,11 +245,15 @@ def ours_select(file: Path, folder: Path) -> Any:
 
 def ours_format(file: Path, folder: Path) -> Any:
     from gristmill.curate import SELECTION
-    from gristmill.dataset import write_sft
+    from gristmill.dataset import write_dataset
+    from gristmill.recipe import FormatRecipe
     from gristmill.table import parts
 
     counts = json.loads((folder / "counts.json").read_bytes())
-    return write_sft(folder / SELECTION, [parts(folder / "table")], counts, folder)["examples"]
+    out = folder / "export"
+    out.mkdir()
+    recipe = FormatRecipe(target="trl-jsonl")
+    return write_dataset(folder / SELECTION, [parts(folder / "table")], counts, recipe, out)["examples"]
 
 
 def _select(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Flow: one turn of the mill.
 
-    tasks → collect → ingest → curate → format → validate → train → collect (held-out) → ingest → evaluate → promote
+    tasks → collect → ingest (→ review) → curate → format → validate → train → collect (held-out) → ingest → evaluate → promote
 
 Wiring only. Every stage is a cached task that takes and returns artifact references, so a turn that was killed or
 repeated redoes nothing that finished.
@@ -24,6 +24,7 @@ from tasks.evaluate import evaluate_policy
 from tasks.format import format_dataset
 from tasks.ingest import ingest_rollouts
 from tasks.promote import decide_promotion
+from tasks.review import reviewed
 from tasks.train import train_policy
 from tasks.validate import validate_dataset
 
@@ -90,7 +91,8 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
     )
     table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
     tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
-    selection = run(curate_rollouts, turn, "curate", tables=tables, settings=recipe.curate)
+    decisions = reviewed(recipe, turn, table, tables)
+    selection = run(curate_rollouts, turn, "curate", tables=tables, settings=recipe.curate, decisions=decisions)
     dataset = run(
         format_dataset,
         turn,
@@ -100,7 +102,22 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         settings=recipe.format,
         seed=recipe.seed,
     )
-    run(validate_dataset, turn, "validate", dataset=dataset, settings=recipe.checks)
+    run(
+        validate_dataset,
+        turn,
+        "validate",
+        dataset=dataset,
+        selection=selection,
+        tables=tables,
+        heldout=standing.heldout,
+        base=standing.base,
+        curation=recipe.curate,
+        format=recipe.format,
+        checks=recipe.checks,
+        samples=recipe.collect.samples,
+        max_length=recipe.train.max_length,
+        seed=recipe.seed,
+    )
     checkpoint = run(
         train_policy,
         turn,

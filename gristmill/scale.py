@@ -7,7 +7,6 @@ over all usable rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -34,9 +33,6 @@ class Scale(NamedTuple):
         return (value - self.low) / self.unit if self.unit else None
 
 
-def scale(values: Sequence[float]) -> Scale:
-    """The scale of values (at least one, finite)."""
-    low, high = float(min(values)), float(max(values))
-    if 0 <= low and high <= 1:
-        return Scale(0.0, 1.0, set(values) <= {0.0, 1.0})
-    return Scale(low, high)
+def scale(low: float, high: float, binary: bool = False) -> Scale:
+    """The scale of values by the least, the greatest, and whether only 0 and 1 occur."""
+    return Scale(0.0, 1.0, binary) if low >= 0 and high <= 1 else Scale(low, high)

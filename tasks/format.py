@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.curate import SELECTION
-from gristmill.dataset import write_sft
+from gristmill.dataset import write_dataset
 from gristmill.recipe import FormatRecipe
+from gristmill.targets import Launch
 from gristmill.workspace import Workspace
 from tasks.caching import step
 from tasks.ingest import table_files
 
 
-@step("format")
-def format_dataset(selection: ArtifactRef, tables: list[ArtifactRef], settings: FormatRecipe) -> ArtifactRef:
-    """Convert and write; keep beside the rows which rollout made each."""
+@step("format", version="2")
+def format_dataset(
+    selection: ArtifactRef,
+    tables: list[ArtifactRef],
+    settings: FormatRecipe,
+    seed: int,
+    launch: dict[str, str | int | float] | None = None,
+    tokenizer: str | None = None,
+) -> ArtifactRef:
+    """Convert and write; keep beside the rows which rollouts made each.
+
+    Args:
+        launch: fields of `Launch`, for the target's launch config.
+        tokenizer: identity of the files behind `settings.tokenizer`, so that other files are other work.
+    """
     store = Workspace.current().store
     with store.draft("dataset") as draft:
-        counts = write_sft(
+        counts = write_dataset(
             store.path(selection) / SELECTION,
             table_files(tables),
             store.manifest(selection).counts,
+            settings,
             draft.path,
+            seed=seed,
+            launch=Launch(**launch) if launch else None,  # type: ignore[arg-type]  # plain values, for the key
+            progress=lambda done, total: progress.advance(done, total, "rollouts"),
         )
         return draft.commit(
             stage="format",
             parents=[selection, *tables],
-            settings=settings.model_dump(mode="json"),
+            settings={**settings.model_dump(mode="json"), "seed": seed},
             counts=counts,
         )

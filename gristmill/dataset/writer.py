@@ -1,0 +1,472 @@
+"""One shard of a dataset: raw rows become examples, examples become a framework's rows, rows become a file a split.
+
+A pure function of its job, for any process. A rollout ends in at least one example, or with one reason. A row that
+has no chat form, that the target cannot hold, or that is too long is dropped with its reason, never mangled; where
+that breaks a pair, the task's other rollouts are paired again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from gristmill import chat, targets
+from gristmill.dataset.compare import compare, length
+from gristmill.dataset.shards import GROUPED, Chosen, Shard
+from gristmill.dataset.tokens import Counting, counting
+from gristmill.example import Example, Labelled, Meta, Preference, RlTask, Sft, Tokens
+from gristmill.pairs import Candidate, Pair, pair
+from gristmill.reasons import DropReason
+from gristmill.recipe import FormatRecipe
+from gristmill.rollout import FAILURE_FIELDS, Unreadable, parse
+from gristmill.scale import Scale
+from gristmill.table import read_raw
+
+SPLITS = ("train", "validation")
+SHOWN = 3  # examples kept for the rendered sample
+_ROUNDS = 16  # of pairing a task again after a pair could not be written
+_UNSCALED = Scale(0.0, 1.0)
+
+# What the collector and the policy add to a task's own fields.
+_NOT_OF_THE_TASK = frozenset({"response", "reward", "reward_components", "mask_sample", *FAILURE_FIELDS})
+
+
+class Job(NamedTuple):
+    """A shard and all that it takes to write it."""
+
+    shard: Shard
+    files: dict[int, str]
+    recipe: FormatRecipe
+    scales: dict[str, Scale]
+    metric_scales: dict[str, dict[str, Scale]]
+    seed: int
+    folder: str
+
+
+class Origin(NamedTuple):
+    """That a row came from a rollout."""
+
+    validation: bool
+    row: int
+    """Within the shard's rows of this split."""
+    role: str
+    """`only`, `chosen`, `rejected`, or `attempt` (one of several rollouts of an rl task)."""
+    rollout: Chosen
+
+
+class Written(NamedTuple):
+    """What a shard gave."""
+
+    rows: tuple[int, int]
+    """Of train and of validation."""
+    origins: list[Origin]
+    dropped: dict[str, int]
+    notes: dict[str, int]
+    """What the chat form does not hold (chat.Conversation.lost), and what else is worth knowing, counted."""
+    gaps: list[float]
+    """Of each pair, in the environment's unit."""
+    lengths: list[tuple[int, int]]
+    """Of each pair: characters of chosen and rejected."""
+    labels: tuple[int, int]
+    """Undesirable and desirable."""
+    tokens: list[int]
+    """Of each row, if they are counted."""
+    shown: list[Example]
+
+
+def write_shard(job: Job) -> Written:
+    """Write `<split>-<number>.part` into the job's folder for each split that has rows."""
+    return _Writer(job).write()
+
+
+def part_path(folder: Path, split: str, number: int) -> Path:
+    """Where a shard's rows of a split are, until they have their final name."""
+    return folder / f"{split}-{number:05d}.part"
+
+
+class _Writer:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.recipe = job.recipe
+        self.target = targets.get(job.recipe.target)
+        self.counting: Counting | None = counting(job.recipe.tokenizer) if job.recipe.tokenizer else None
+        self.convert = partial(
+            chat.convert,
+            reasoning=job.recipe.reasoning,
+            developer=job.recipe.developer,
+            refusals=job.recipe.refusals,
+        )
+        self.rows: tuple[list[targets.Row], list[targets.Row]] = ([], [])
+        self.origins: list[Origin] = []
+        self.dropped: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.gaps: list[float] = []
+        self.lengths: list[tuple[int, int]] = []
+        self.labels = [0, 0]
+        self.tokens: list[int] = []
+        self.shown: list[Example] = []
+
+    def write(self) -> Written:
+        units = self.job.shard.units
+        if self.recipe.method == "rl":
+            self.tasks(units)
+        elif self.recipe.method in GROUPED:
+            self.groups(units)
+        else:
+            self.singles([one for unit in units for one in unit])
+        folder = Path(self.job.folder)
+        for split, rows in zip(SPLITS, self.rows, strict=True):
+            if rows:
+                self.target.write(rows, part_path(folder, split, self.job.shard.number))
+        return Written(
+            (len(self.rows[0]), len(self.rows[1])),
+            self.origins,
+            dict(self.dropped),
+            dict(self.notes),
+            self.gaps,
+            self.lengths,
+            (self.labels[0], self.labels[1]),
+            self.tokens,
+            self.shown,
+        )
+
+    # ---- one rollout at a time: sft, kto
+
+    def singles(self, rows: Sequence[Chosen]) -> None:
+        for one in rows:
+            if one.reason is not None:
+                self.dropped[one.reason] += 1
+        usable = [one for one in rows if one.reason is None]
+        for one, raw in self.raw(usable):
+            try:
+                made = self.examples(one, self.conversation(raw))
+                ready = [(example, self.target.row(example), size) for example, size in map(self.fitted, made)]
+            except chat.Unrepresentable as problem:
+                self.dropped[problem.reason] += 1
+                continue
+            for example, row, size in ready:
+                self.emit(example, row, size, one.validation, [("only", one)])
+            if self.recipe.method == "kto":
+                self.labels[one.label] += 1
+
+    def examples(self, one: Chosen, conversation: chat.Conversation) -> list[Example]:
+        messages, start = conversation.messages, conversation.prompt_length
+        meta = self.meta(one)
+        if self.recipe.method == "kto":
+            if self.target.single_message:
+                start = len(messages) - 1
+            return [Labelled(messages[:start], messages[start:], conversation.tools, one.label, meta)]
+        if self.recipe.token_ids:
+            return list(stretches(conversation, meta))
+        return [Sft(messages[:start], messages[start:], conversation.tools, meta)]
+
+    def conversation(self, raw: bytes) -> chat.Conversation:
+        try:
+            found = self.convert(parse(raw))
+        except Unreadable as problem:
+            raise chat.Unrepresentable(problem.reason, "the line cannot be read") from None
+        chat.require_trainable(found)
+        self.notes.update(found.lost)
+        return found
+
+    # ---- all rollouts of a task together: dpo, reward
+
+    def groups(self, units: Sequence[list[Chosen]]) -> None:
+        """Pair every task; where a pair cannot be written, look for another one, for all tasks at once."""
+        tasks = [_Task(unit) for unit in units]
+        waiting = tasks
+        for _ in range(_ROUNDS):
+            for task in waiting:
+                self.pair(task)
+            wanted = {
+                (one.file, one.row): one
+                for task in waiting
+                for pair in task.pairs
+                for side in pair
+                if side not in task.conversations and not task.failed.get(side)
+                for one in [task.rollouts[side]]
+            }
+            found: dict[tuple[int, int], chat.Conversation | DropReason] = {}
+            for one, raw in self.raw([wanted[at] for at in sorted(wanted)]):
+                try:
+                    found[one.file, one.row] = self.conversation(raw)
+                except chat.Unrepresentable as problem:
+                    found[one.file, one.row] = problem.reason
+            waiting = [task for task in waiting if not self.settle(task, found)]
+            if not waiting:
+                break
+        for task in waiting:  # what was found until now
+            task.pairs = [pair for pair in task.pairs if pair in task.ready]
+        for task in tasks:
+            self.finish(task)
+
+    def pair(self, task: _Task) -> None:
+        settings = self.recipe.pairs
+        group = [
+            Candidate(
+                one.rollout_id,
+                one.reward,
+                one.answer_key,
+                one.answer_chars,
+                task.failed.get(position) or (DropReason(one.reason) if one.reason else None),
+                one.metrics,
+            )
+            for position, one in enumerate(task.rollouts)
+        ]
+        environment = task.rollouts[0].environment
+        paired = pair(
+            group,
+            settings,
+            self.job.scales.get(environment, _UNSCALED),
+            metrics=self.job.metric_scales.get(environment),
+            seed=self.job.seed,
+            refused=task.refused.keys(),
+        )
+        task.pairs, task.dropped = paired.pairs, paired.dropped
+
+    def settle(self, task: _Task, found: dict[tuple[int, int], chat.Conversation | DropReason]) -> bool:
+        """Make the examples of a task's pairs; False if some cannot be made, so that it must be paired again."""
+        well = True
+        for side in {side for one in task.pairs for side in one}:
+            if side in task.conversations:
+                continue
+            rollout = task.rollouts[side]
+            got = found[rollout.file, rollout.row]
+            if isinstance(got, DropReason):
+                task.failed[side] = got
+                well = False
+            else:
+                task.conversations[side] = got
+        for one in task.pairs:
+            if one in task.ready or not all(side in task.conversations for side in one):
+                continue
+            try:
+                task.ready[one] = self.preference(task, one)
+            except chat.Unrepresentable as problem:
+                task.refused[one] = problem.reason
+                well = False
+        return well
+
+    def preference(self, task: _Task, one: Pair) -> tuple[Preference, targets.Row, int | None]:
+        better, worse = task.rollouts[one.chosen], task.rollouts[one.rejected]
+        conversation = task.conversations[one.chosen]
+        sides = compare(conversation, task.conversations[one.rejected], single=self.target.single_message)
+        if sides is None:
+            raise chat.Unrepresentable(DropReason.NO_DIVERGENCE, "the answers do not part from one history")
+        meta = {
+            "chosen": self.told(better),
+            "rejected": self.told(worse),
+            "task_key": better.task_key,
+            "task_type": better.environment,
+        }
+        example = Preference(
+            sides.prompt, sides.chosen, sides.rejected, conversation.tools, better.reward - worse.reward, meta
+        )
+        fitted, size = self.fitted(example)
+        assert isinstance(fitted, Preference)
+        return fitted, self.target.row(fitted), size
+
+    def finish(self, task: _Task) -> None:
+        used = set()
+        for one in task.pairs:
+            example, row, size = task.ready[one]
+            used |= set(one)
+            roles = [("chosen", task.rollouts[one.chosen]), ("rejected", task.rollouts[one.rejected])]
+            self.emit(example, row, size, task.rollouts[one.chosen].validation, roles)
+            self.gaps.append(example.margin)
+            self.lengths.append((length(example.chosen), length(example.rejected)))
+        for position in range(len(task.rollouts)):
+            if position not in used:
+                self.dropped[task.why_not(position)] += 1
+
+    # ---- tasks to attempt again: rl
+
+    def tasks(self, units: Sequence[list[Chosen]]) -> None:
+        usable = []
+        for unit in units:
+            if (reason := unit[0].reason) is None:
+                usable.append(unit)
+            else:
+                self.dropped[reason] += len(unit)
+        unit_of = {(unit[0].file, unit[0].row): unit for unit in usable}
+        for one, raw in self.raw([unit_of[at][0] for at in sorted(unit_of)]):
+            unit = unit_of[one.file, one.row]
+            try:
+                example = self.task(unit, parse(raw))
+                row = self.target.row(example)
+            except (chat.Unrepresentable, Unreadable) as problem:
+                self.dropped[problem.reason] += len(unit)
+                continue
+            self.emit(example, row, None, one.validation, [("attempt", each._replace(fields=None)) for each in unit])
+
+    def task(self, unit: Sequence[Chosen], row: dict[str, Any]) -> RlTask:
+        one = unit[0]
+        params = row.get("responses_create_params")
+        if not isinstance(params, dict) or not isinstance(params.get("input"), str | list):
+            raise chat.Unrepresentable(DropReason.NO_PROMPT, "`responses_create_params.input` is absent")
+        made: dict[str, Any] = {"responses_create_params": _request(params)}
+        if one.fields is not None:
+            made |= orjson.loads(one.fields)
+        else:
+            # The verifier's answer may echo what the task holds; it is all that there is.
+            self.notes["task_without_inputs"] += 1
+            made |= {
+                name: value
+                for name, value in row.items()
+                if name not in _NOT_OF_THE_TASK and name not in made and not name.startswith(("_ng_", "ng_"))
+            }
+        if isinstance(row.get("agent_ref"), dict):
+            made["agent_ref"] = row["agent_ref"]
+        rewards = [rollout.reward for rollout in unit]
+        meta = {
+            "task_key": one.task_key,
+            "task_type": one.environment,
+            "rollouts": len(rewards),
+            "mean_reward": sum(sorted(rewards)) / len(rewards),
+            "solve_rate": sum(rollout.label for rollout in unit) / len(unit),
+        }
+        return RlTask(made, meta)
+
+    # ---- for all
+
+    def raw(self, rows: Sequence[Chosen]) -> Iterator[tuple[Chosen, bytes]]:
+        """The lines of rollouts that stand in the order of their positions."""
+        start = 0
+        while start < len(rows):
+            file = rows[start].file
+            stop = start
+            while stop < len(rows) and rows[stop].file == file:
+                stop += 1
+            here = rows[start:stop]
+            yield from zip(here, read_raw(Path(self.job.files[file]), [one.row for one in here]), strict=True)
+            start = stop
+
+    def fitted(self, example: Example) -> tuple[Example, int | None]:
+        """The example, cut if it must and may be, and its tokens.
+
+        Raises:
+            Unrepresentable: OVER_LENGTH, or the chat template refuses it.
+        """
+        most = self.recipe.max_tokens
+        if isinstance(example, Tokens):
+            size = len(example.input_ids)
+        elif self.counting is None:
+            return example, None
+        else:
+            size = self.counting.size(example)
+        if most is None or size <= most:
+            return example, size
+        if self.recipe.over_length == "cut" and isinstance(example, Sft) and self.counting is not None:
+            shorter = self.counting.cut(example, most)
+            if shorter is not None:
+                self.notes["cut_to_length"] += 1
+                return shorter
+        raise chat.Unrepresentable(DropReason.OVER_LENGTH, f"{size} tokens")
+
+    def emit(
+        self,
+        example: Example,
+        row: targets.Row,
+        size: int | None,
+        validation: bool,
+        roles: Iterable[tuple[str, Chosen]],
+    ) -> None:
+        rows = self.rows[validation]
+        self.origins += [Origin(validation, len(rows), role, rollout) for role, rollout in roles]
+        rows.append(row)
+        if size is not None:
+            self.tokens.append(size)
+        if self.job.shard.number == 0 and len(self.shown) < SHOWN and self.counting is not None:
+            self.shown.append(example)
+
+    def meta(self, one: Chosen) -> Meta:
+        told = self.told(one)
+        if one.task_key is not None:
+            told["task_key"] = one.task_key
+        told["task_type"] = one.environment
+        return told
+
+    def told(self, one: Chosen) -> Meta:
+        told: Meta = {"rollout_id": one.rollout_id, "reward": one.reward}
+        quality = self.job.scales.get(one.environment, _UNSCALED).quality(one.reward)
+        if quality is not None:
+            told["quality"] = quality
+        return told
+
+
+class _Task:
+    """The rollouts of one task while they are paired; positions are those in `rollouts`."""
+
+    def __init__(self, rollouts: list[Chosen]) -> None:
+        self.rollouts = rollouts
+        self.pairs: list[Pair] = []
+        self.dropped: dict[int, DropReason] = {}
+        self.failed: dict[int, DropReason] = {}
+        self.refused: dict[Pair, DropReason] = {}
+        self.conversations: dict[int, chat.Conversation] = {}
+        self.ready: dict[Pair, tuple[Preference, targets.Row, int | None]] = {}
+
+    def why_not(self, position: int) -> DropReason:
+        reason = self.dropped.get(position, DropReason.NOT_PAIRED)
+        if reason is DropReason.NO_GAP:
+            for one, why in self.refused.items():
+                if position in one:
+                    return why
+        return reason
+
+
+def stretches(conversation: chat.Conversation, meta: Meta) -> Iterator[Tokens]:
+    """The policy's token ids, as few rows as they allow.
+
+    A model call whose prompt begins with all that was seen and said before goes on from there; one whose prompt
+    does not (the template dropped earlier reasoning, say) begins a row of its own.
+
+    Raises:
+        Unrepresentable: NO_TOKEN_IDS if a turn of the policy has none, since it would stand in later prompts unlearned.
+    """
+    turns = {
+        at
+        for at, message in enumerate(conversation.messages)
+        if at >= conversation.prompt_length and message["role"] == "assistant"
+    }
+    if {call.message for call in conversation.model_calls} != turns:
+        raise chat.Unrepresentable(DropReason.NO_TOKEN_IDS, "not every turn of the policy has token ids")
+    made: list[Tokens] = []
+    ids: list[int] = []
+    labels: list[int] = []
+    for call in conversation.model_calls:
+        prompt, said = call.prompt_token_ids, call.generation_token_ids
+        if not said or any(type(one) is not int or one < 0 for part in (prompt, said) for one in part):
+            raise chat.Unrepresentable(DropReason.NO_TOKEN_IDS, "a model call's token ids are empty or no ids")
+        if ids and prompt[: len(ids)] != ids:
+            made.append(Tokens(ids, labels, meta))
+            ids, labels = [], []
+        fresh = prompt[len(ids) :]
+        ids = [*ids, *fresh, *said]
+        labels = [*labels, *[-100] * len(fresh), *said]
+    yield from [*made, Tokens(ids, labels, meta)]
+
+
+def _request(params: dict[str, Any]) -> dict[str, Any]:
+    """The request as a dataset has it: without null fields, and without the seed that each repeat got."""
+    request = {name: value for name, value in params.items() if value is not None}
+    metadata = request.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("extra_body"), str):
+        try:
+            extra = orjson.loads(metadata["extra_body"])
+        except orjson.JSONDecodeError:
+            return request
+        if isinstance(extra, dict) and "seed" in extra:
+            del extra["seed"]
+            rest = {name: value for name, value in metadata.items() if name != "extra_body"}
+            if extra:
+                rest["extra_body"] = orjson.dumps(extra).decode()
+            request.pop("metadata")
+            if rest:
+                request["metadata"] = rest
+    return request
