@@ -135,6 +135,40 @@ def show_recipe() -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Rollout files; or base, champion, or a policy's digest.")],
+    b: Annotated[str, typer.Argument(help="The other side; differences are B − A.")],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Two-sided, of every interval.")] = 0.95,
+    solved_at: Annotated[
+        float | None, typer.Option(help="Reward from which on a rollout counts as solved.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Two policies or two rollout files, paired on the tasks that both attempted."""
+    from rich.console import Console
+
+    from gristmill.compare_command import run
+
+    run(a, b, workspace=workspace, confidence=confidence, solved_at=solved_at, json=json, console=Console())
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A selection: its digest or the start of it, a folder, or a file.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Two selections: which rollouts came and went, and by which rule."""
+    from rich.console import Console
+
+    from gristmill.diff_command import run
+
+    run(a, b, workspace=workspace, json=json, console=Console())
+
+
+@app.command()
 def champion(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
     """Who is champion, since when, and on what evidence."""
     from gristmill.promotion import champions
