@@ -1,6 +1,7 @@
 """Flow: one turn of the mill.
 
-    tasks → collect → ingest (→ review) → curate → format → validate → train → collect (held-out) → ingest → evaluate → promote
+    tasks → collect → ingest → review → curate → format → validate → train → collect (held-out) → ingest → evaluate
+    → promote
 
 Wiring only. Every stage is a cached task that takes and returns artifact references, so a turn that was killed or
 repeated redoes nothing that finished.
@@ -92,7 +93,15 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
     table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
     tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
     decisions = reviewed(recipe, turn, table, tables)
-    selection = run(curate_rollouts, turn, "curate", tables=tables, settings=recipe.curate, decisions=decisions)
+    selection = run(
+        curate_rollouts,
+        turn,
+        "curate",
+        tables=tables,
+        settings=recipe.curate,
+        decisions=decisions,
+        seed=recipe.seed,
+    )
     dataset = run(
         format_dataset,
         turn,

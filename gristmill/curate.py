@@ -1,6 +1,7 @@
 """Curate: choose the rollouts that are worth training on, and say of every other one why not.
 
-Reads rollout tables and writes `selection.parquet` (gristmill/selection.py). Every order is total, so equal input
+Reads rollout tables and writes `selection.parquet` (gristmill/selection.py), and `rules.json`: what exactly was
+asked, so that two selections are one artifact only if they were asked alike. Every order is total, so equal input
 gives equal bytes, and rows read = rows chosen + Σ rows dropped by reason.
 """
 
@@ -11,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from gristmill import columns, selection
 from gristmill.choosing import Choosing, Chosen, Stage, integers, numbers, place
+from gristmill.identity import digest
 from gristmill.recipe import CurateRecipe
 from gristmill.rules import Rule
 from gristmill.selection import SELECTION as SELECTION
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+RULES = "rules.json"
 _BINS = 20
 _NO_DECISIONS: Mapping[str, str] = {}
 
@@ -39,7 +44,7 @@ def curate(
     Args:
         tables: the Parquet files of each table, in row order.
         counted: each table's own counts (`rows_read`, `rows_kept`, `dropped`), in the same order.
-        out: folder that gets `selection.parquet`.
+        out: folder that gets the two files.
         decisions: a review's, rollout_id → `accept` | `reject`. Rejected rollouts are dropped; accepted ones come
             first where duplicates, caps and balance must choose. Others than those are not affected.
         seed: of the draw within a balanced category.
@@ -60,6 +65,14 @@ def curate(
         chosen = choosing.choose()
         codes = fates(choosing, chosen)
         selection.write(_table(choosing, chosen, codes), out / SELECTION)
+        steps: list[Rule | Stage] = [*choosing.rules, *chosen.stages]
+        asked = {
+            "settings": recipe.model_dump(mode="json"),
+            "rules": [{"rule": s.text, "origin": s.origin} for s in steps],
+            "decisions": {"count": len(decisions), "digest": digest(dict(decisions))},
+            "seed": seed,
+        }
+        (out / RULES).write_bytes(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
         return _counts(choosing, chosen, codes, counted, decisions)
 
 

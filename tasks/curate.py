@@ -15,16 +15,24 @@ from tasks.review import decisions_of
 
 @step("curate")
 def curate_rollouts(
-    tables: list[ArtifactRef], settings: CurateRecipe, decisions: ArtifactRef | None = None
+    tables: list[ArtifactRef], settings: CurateRecipe, decisions: ArtifactRef | None = None, seed: int = 0
 ) -> ArtifactRef:
     """Select over all given tables; every rollout that is not chosen has a reason."""
     store = Workspace.current().store
     counted = [store.manifest(table).counts for table in tables]
     with store.draft("selection") as draft:
-        counts = curate(table_files(tables), counted, settings, draft.path, decisions=decisions_of(decisions))
+        judged = decisions_of(decisions)
+        counts = curate(table_files(tables), counted, settings, draft.path, decisions=judged, seed=seed)
         parents = [*tables, decisions] if decisions else tables
         ref = draft.commit(stage="curate", parents=parents, settings=settings.model_dump(mode="json"), counts=counts)
-    rows = [{"reason": "kept", "rollouts": counts["rows_kept"]}]
-    rows += [{"reason": reason, "rollouts": count} for reason, count in counts["dropped"].items()]
-    create_table_artifact(rows, key="funnel", description=f"{counts['rows_read']} rollouts read for {ref}")
+    rows = [{"rule": "", "reason": "kept", "rollouts": counts["rows_kept"]}]
+    rows += [{"rule": step["rule"], "reason": step["reason"], "rollouts": step["dropped"]} for step in counts["rules"]]
+    reading = {step["reason"] for step in counts["rules"]}
+    rows += [
+        {"rule": "", "reason": reason, "rollouts": count}
+        for reason, count in counts["dropped"].items()
+        if reason not in reading
+    ]
+    said = [f"{counts['rows_read']} rollouts read for {ref}", *counts["warnings"]]
+    create_table_artifact(rows, key="funnel", description="; ".join(said))
     return ref

@@ -1,0 +1,100 @@
+"""`gristmill diff A B`: two selections, each a digest (or its start) in the workspace, a folder or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gristmill import selection
+from gristmill.artifact import MANIFEST, Manifest
+from gristmill.diff import Diff, diff
+from gristmill.errors import UsageError
+from gristmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SHOWN = 10
+
+
+class _Side(NamedTuple):
+    name: str
+    rows: pa.Table
+    settings: dict[str, Any] | None
+
+
+def run(a: str, b: str, *, workspace: Path, json: bool, console: Console) -> Diff:
+    """Compare and print.
+
+    Raises:
+        UsageError: there is no such selection, or several begin with these characters.
+    """
+    one, two = _side(a, workspace), _side(b, workspace)
+    settings = (one.settings, two.settings) if one.settings is not None and two.settings is not None else None
+    found = diff(one.rows, two.rows, names=(one.name, two.name), settings=settings)
+    if json:
+        console.file.write(orjson.dumps(found.model_dump(mode="json")).decode() + "\n")
+        return found
+    _print(found, console)
+    return found
+
+
+def _side(given: str, workspace: Path) -> _Side:
+    path = Path(given)
+    name = given
+    if not path.exists():
+        store = Workspace(workspace).store
+        start = given.removeprefix("selection:").rstrip("…")
+        refs = [ref for ref in store.refs() if ref.kind == "selection" and ref.digest.startswith(start)]
+        if len(refs) != 1:
+            every = sorted(
+                (ref for ref in store.refs() if ref.kind == "selection"),
+                key=lambda ref: store.manifest(ref).created,
+                reverse=True,
+            )
+            there = ", ".join(f"{ref.short} ({store.manifest(ref).created})" for ref in every[:_SHOWN]) or "none"
+            problem = f"{len(refs)} selections begin with {start}" if refs else f"no selection {given}"
+            raise UsageError(f"{problem} here or in workspace {workspace}; its selections, newest first: {there}")
+        path, name = store.path(refs[0]), refs[0].short
+    rows = selection.read(path)
+    manifest = (path if path.is_dir() else path.parent) / MANIFEST
+    settings = Manifest.model_validate_json(manifest.read_bytes()).settings if manifest.is_file() else None
+    return _Side(name, rows, settings)
+
+
+def _print(found: Diff, console: Console) -> None:
+    console.print(Text(f"{found.a} → {found.b}", "bold"))
+    for field, (before, after) in found.settings.items():
+        console.print(Text(f"{field}: {_plain(before)} → {_plain(after)}"))
+    console.print(
+        Text(
+            f"{found.stayed:,} chosen in both, {len(found.came):,} came, {len(found.went):,} went "
+            f"({found.chosen_in_a:,} → {found.chosen_in_b:,})"
+        )
+    )
+    for title, counts, rows in (
+        ("came, dropped before by", found.came_by, found.came),
+        ("went, dropped now by", found.went_by, found.went),
+    ):
+        if not rows:
+            continue
+        console.print(Text(f"\n{title}", "bold"))
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(overflow="fold")
+        for rule, count in counts.items():
+            table.add_row(f"{count:,}", Text(rule))
+        console.print(table)
+        for row in rows[:_SHOWN]:
+            console.print(Text(f"  {row.rollout_id}  reward {row.reward:g}  {row.rule}", "dim"))
+        if len(rows) > _SHOWN:
+            console.print(Text(f"  … and {len(rows) - _SHOWN:,} more (--json has all)", "dim"))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
