@@ -19,13 +19,13 @@ from gristmill.choosing import Choosing, Chosen, Stage, integers, numbers, place
 from gristmill.identity import digest
 from gristmill.recipe import CurateRecipe
 from gristmill.rules import Rule
+from gristmill.selection import RULES
 from gristmill.selection import SELECTION as SELECTION
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-RULES = "rules.json"
 _BINS = 20
 _NO_DECISIONS: Mapping[str, str] = {}
 

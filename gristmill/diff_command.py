@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gristmill import selection
-from gristmill.artifact import MANIFEST, Manifest
 from gristmill.diff import Diff, diff
 from gristmill.errors import UsageError
+from gristmill.selection import RULES
 from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,9 +62,11 @@ def _side(given: str, workspace: Path) -> _Side:
             raise UsageError(f"{problem} here or in workspace {workspace}; its selections, newest first: {there}")
         path, name = store.path(refs[0]), refs[0].short
     rows = selection.read(path)
-    manifest = (path if path.is_dir() else path.parent) / MANIFEST
-    settings = Manifest.model_validate_json(manifest.read_bytes()).settings if manifest.is_file() else None
-    return _Side(name, rows, settings)
+    asked = (path if path.is_dir() else path.parent) / RULES
+    if not asked.is_file():
+        return _Side(name, rows, None)
+    told = orjson.loads(asked.read_bytes())
+    return _Side(name, rows, {**told["settings"], "seed": told["seed"], "decisions": told["decisions"]["count"]})
 
 
 def _print(found: Diff, console: Console) -> None:

@@ -7,6 +7,9 @@
     reason                      why it was not chosen (gristmill/reasons.py); null: it was chosen
     rule                        the rule that dropped it, as the recipe words it
     twin                        of a duplicate, the rollout that was chosen in its place
+
+`rules.json` beside it says what exactly was asked: the recipe's section, every rule with a preset's conditions
+written out, how many decisions of a review and their digest, and the seed.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SELECTION = "selection.parquet"
+RULES = "rules.json"
 
 
 @cache
