@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from gristmill.checks.evidence import Evidence
@@ -31,7 +32,7 @@ def too_few_examples(evidence: Evidence, recipe: ChecksRecipe) -> Said | None:
     return Said(
         f"too few examples: {evidence.examples} < {recipe.min_examples} (checks.min_examples), {_causes(evidence)}",
         {"examples": evidence.examples, "rows_read": evidence.rows_read},
-        _remedies(evidence),
+        _remedies(evidence, recipe.min_examples),
     )
 
 
@@ -49,11 +50,11 @@ def too_few_pairs(evidence: Evidence, recipe: ChecksRecipe) -> Said | None:
     signal = sum(one.signal_tasks for one in evidence.environments)
     small = evidence.pairs.small if evidence.pairs else 0
     return Said(
-        f"too few pairs: {evidence.examples} < {recipe.min_examples} (checks.min_examples), {_causes(evidence)}; of "
-        f"{many(repeated, 'task')} with several rollouts, {signal} have rewards that differ"
-        + (f", and in {small} of these the gap is too small" if small else ""),
+        f"too few pairs: {evidence.examples} < {recipe.min_examples} (checks.min_examples), from "
+        f"{many(evidence.rows_read, 'rollout')}; of {many(repeated, 'task')} with several rollouts, {signal} "
+        "have rewards that differ" + (f", and in {small} of these the gap is too small" if small else ""),
         {"pairs": evidence.examples, "repeated_tasks": repeated, "signal_tasks": signal, "small_gaps": small},
-        _remedies(evidence),
+        _remedies(evidence, recipe.min_examples),
     )
 
 
@@ -132,7 +133,7 @@ def _causes(evidence: Evidence) -> str:
     return f"from {many(evidence.rows_read, 'rollout')}; dropped: {causes}"
 
 
-def _remedies(evidence: Evidence) -> tuple[Remedy, ...]:
+def _remedies(evidence: Evidence, wanted: int) -> tuple[Remedy, ...]:
     """Settings that would give more rows, most rows first; what was computed beforehand."""
     verb = "would make" if evidence.method in PREFERENCES else "would choose"
     remedies = [
@@ -147,6 +148,17 @@ def _remedies(evidence: Evidence) -> tuple[Remedy, ...]:
                 new=more.samples + more.more,
                 effect=f"({many(more.more, 'more rollout')} a task) would give about {more.rows:,.0f}",
                 rows=more.rows,
+            )
+        )
+    if evidence.tasks and evidence.examples and all((one.rows or 0) < wanted for one in remedies):
+        need = math.ceil(evidence.tasks * wanted / evidence.examples)
+        remedies.append(
+            Remedy(
+                setting="environment.tasks",
+                old=evidence.tasks,
+                new=need,
+                effect=f"would give about {need * evidence.examples / evidence.tasks:,.0f} at the same yield",
+                rows=need * evidence.examples / evidence.tasks,
             )
         )
     return tuple(remedies)

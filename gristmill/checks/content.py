@@ -22,6 +22,7 @@ from gristmill.table import read_raw
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], str]
 """Messages, tools and whether to add the generation prompt → text, as the trainer's tokenizer renders them."""
@@ -45,6 +46,22 @@ _SCRIPTS = {
     "Han": re.compile("[\u3400-\u9fff]"),
     "Hangul": re.compile("[\uac00-\ud7af]"),
 }
+
+
+def template_of(tokenizer: str) -> Render:
+    """The chat template of a tokenizer: a folder's, or an embedded model's.
+
+    Raises:
+        UsageError: there is none, or transformers is not installed.
+    """
+    from gristmill.dataset.tokens import counting
+
+    counts = counting(tokenizer)
+
+    def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: bool) -> str:
+        return counts.render(messages, tools, add_generation_prompt=prompt)
+
+    return render
 
 
 class _Place(NamedTuple):
@@ -82,13 +99,11 @@ def training_prompts(
     tables: Sequence[Sequence[Path]], selection: Path, *, usable: bool = False
 ) -> tuple[Iterator[Prompt], Callable[[str], str]]:
     """Each distinct prompt of the rows that training would see, and a function that reads one again by its place."""
-    import pyarrow.parquet as pq
-
     first: dict[str, tuple[_Place, int]] = {}
     keys: dict[Path, list[str | None]] = {}
     for place in _places(tables, selection, usable=usable):
         if place.file not in keys:
-            keys[place.file] = pq.read_table(place.file, columns=["prompt_key"])["prompt_key"].to_pylist()
+            keys[place.file] = _table(place.file, "prompt_key")["prompt_key"].to_pylist()
         key = keys[place.file][place.row]
         if key is not None:  # no prompt: the task stands elsewhere
             known = first.get(key)
@@ -112,9 +127,8 @@ def training_prompts(
 def _places(tables: Sequence[Sequence[Path]], selection: Path, *, usable: bool) -> Iterator[_Place]:
     """Where the rows stand, in the selection's order."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    rows = pq.read_table(selection, columns=["at_table", "at_file", "at_row", "reason"])
+    rows = _table(selection, "at_table", "at_file", "at_row", "reason")
     if not usable:
         rows = rows.filter(pc.is_null(rows["reason"]))
     at_table, at_file, at_row = (rows[name].to_numpy() for name in ("at_table", "at_file", "at_row"))
@@ -122,10 +136,18 @@ def _places(tables: Sequence[Sequence[Path]], selection: Path, *, usable: bool) 
         for order, path in enumerate(files):
             mine = at_row[(at_table == number) & (at_file == order)]
             if len(mine):
-                named = pq.read_table(path, columns=["source", "line", "agent"]).take(mine).to_pylist()
+                named = _table(path, "source", "line", "agent").take(mine).to_pylist()
                 for row, name in zip(mine.tolist(), named, strict=True):
                     where = f"{name['source']}:{name['line']}"
                     yield _Place(path, row, where, name["agent"] or name["source"])
+
+
+def _table(path: Path, *columns: str) -> pa.Table:
+    # not `pq.read_table`, which imports pandas: two seconds
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=list(columns))
 
 
 def _lines(places: Sequence[_Place]) -> Iterator[tuple[_Place, bytes]]:

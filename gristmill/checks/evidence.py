@@ -201,4 +201,5 @@ class Evidence(_Model):
     contamination: Contamination | None = None
     what_if: tuple[WhatIf, ...] = ()
     more_rollouts: MoreRollouts | None = None
+    tasks: int = Field(0, description="Tasks of known identity.")
     samples: int | None = Field(None, description="collect.samples of the recipe, where one is known.")

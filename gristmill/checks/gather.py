@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill.charts import nice_ticks
 from gristmill.checks.evidence import Bins, Conflict, Environment, Evidence, Method, Pairs, RewardKind, Spread, Turn
+from gristmill.checks.remedies import TaskCounts
 from gristmill.pairs import Candidate, pair
 from gristmill.reasons import DropReason
 from gristmill.recipe import PairsRecipe
@@ -42,6 +43,16 @@ def reward_kind(low: float, high: float, *, binary: bool) -> RewardKind:
     return "continuous" if low >= 0 and high <= 1 else "unbounded"
 
 
+class Gathered(NamedTuple):
+    """The evidence, and what remedies are computed from."""
+
+    evidence: Evidence
+    groups: Groups | None
+    tasks: list[TaskCounts]
+    rewards: list[float]
+    """Distinct rewards of usable rollouts, ascending."""
+
+
 def gather(
     tables: Sequence[Sequence[Path]],
     selection: Path,
@@ -52,7 +63,7 @@ def gather(
     seed: int = 0,
     max_length: int | None = None,
     samples: int | None = None,
-) -> Evidence:
+) -> Gathered:
     """The evidence of tables and of what was chosen from them.
 
     Args:
@@ -86,9 +97,10 @@ def gather(
         tokens = _column(db, f"(answer_chars + prompt_chars) / {_chars_per_token(db)!r}", "chosen")
         chars = spread(lengths)
         fence = chars.p75 + 3 * (chars.p75 - chars.p25) if chars else 0.0
-        made = None if pairs is None else pair_up(groups(db), pairs, seed)
+        grouped = None if pairs is None else groups(db)
+        made = None if pairs is None or grouped is None else pair_up(grouped, pairs, seed)
         wanted = good + bad if method == "kto" else made.count if made else chosen
-        return Evidence(
+        evidence = Evidence(
             method=method,
             rows_read=counts["rows_read"],
             usable=usable,
@@ -124,7 +136,11 @@ def gather(
                 db, "SELECT coalesce(model, '(not named)'), count(*) FROM rollout WHERE chosen GROUP BY 1"
             ),
             samples=samples,
+            tasks=sum(one.tasks for one in environments),
         )
+        tasks = [TaskCounts(*row) for row in db.execute(_TASK_COUNTS).fetchall()]
+        rewards = [reward for (reward,) in db.execute("SELECT DISTINCT reward FROM rollout ORDER BY 1").fetchall()]
+        return Gathered(evidence, grouped, tasks, rewards)
 
 
 def _load(db: duckdb.DuckDBPyConnection, tables: Sequence[Sequence[Path]], selection: Path) -> None:
@@ -199,7 +215,7 @@ def _environments(db: duckdb.DuckDBPyConnection) -> tuple[Environment, ...]:
         "SELECT environment, min(reward), max(reward), bool_and(reward IN (0, 1)), "
         "count(*) FILTER (task_key IS NULL) FROM rollout GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    scales = {name: scale([low, high])._replace(binary=binary) for name, low, high, binary, _ in found}
+    scales = {name: scale(low, high, binary) for name, low, high, binary, _ in found}
     # numbers and text bound one by one: environments are few
     db.execute("CREATE TEMP TABLE environment (environment TEXT, solved_at DOUBLE, low DOUBLE, high DOUBLE)")
     for name, one in scales.items():
@@ -321,13 +337,29 @@ class Groups(NamedTuple):
     """Every environment with a task has binary rewards."""
 
 
+# rollouts that pass every filter: what is chosen, and what only repeats or exceeds it
+_TASK_COUNTS = f"""
+    WITH good AS (
+        SELECT coalesce(task_key, rollout_id) AS unit, at_table, answer_key, chosen,
+            chosen OR left_out IN ('{DropReason.DUPLICATE_ANSWER}', '{DropReason.OVER_TASK_CAP}') AS good
+        FROM rollout
+    ), answer AS (
+        SELECT unit, answer_key, count(*) AS n FROM good WHERE good GROUP BY unit, answer_key
+    ), said AS (
+        SELECT unit, count(*) AS answers, count(*) FILTER (n = 1) AS single FROM answer GROUP BY unit
+    )
+    SELECT count(*), count(*) FILTER (good), count(*) FILTER (chosen),
+        coalesce(max(answers), 0), coalesce(max(single), 0)
+    FROM good LEFT JOIN said USING (unit) GROUP BY unit ORDER BY unit
+"""
+
+
 def groups(db: duckdb.DuckDBPyConnection) -> Groups:
-    """Tasks with at least two rollouts, ready to be paired."""
+    """Tasks of known identity, ready to be paired."""
     found = db.execute(
         """
         SELECT environment, task_key, rollout_id, reward, answer_key, answer_chars, truncated
         FROM rollout WHERE task_key IS NOT NULL
-        QUALIFY count(*) OVER (PARTITION BY environment, task_key) > 1
         ORDER BY environment, task_key, at_table, at_file, at_row
         """
     ).fetchall()
@@ -335,7 +367,7 @@ def groups(db: duckdb.DuckDBPyConnection) -> Groups:
     for name, low, high, binary in db.execute(
         "SELECT environment, min(reward), max(reward), bool_and(reward IN (0, 1)) FROM rollout GROUP BY 1"
     ).fetchall():
-        scales[name] = scale([low, high])._replace(binary=binary)
+        scales[name] = scale(low, high, binary)
     tasks = []
     for (name, _), rows in groupby(found, key=lambda row: row[:2]):
         candidates = [

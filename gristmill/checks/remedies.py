@@ -35,15 +35,20 @@ class TaskCounts(NamedTuple):
 
 
 def curation(
-    choose: Callable[[CurateRecipe], int], recipe: CurateRecipe, rewards: Sequence[float], now: int, wanted: int
+    choose: Callable[[CurateRecipe], int],
+    recipe: CurateRecipe,
+    rewards: Sequence[float],
+    now: int,
+    wanted: int,
+    below: float = -math.inf,
 ) -> tuple[WhatIf, ...]:
     """Curation with one setting changed, where that gives more rows than `now`.
 
     Args:
         choose: how many rows a recipe chooses.
-        rewards: the usable rollouts' distinct rewards, ascending. The lowest is never proposed as the threshold: it
-            keeps everything.
+        rewards: distinct rewards that may be proposed as threshold, ascending.
         wanted: rows that are enough.
+        below: the highest reward under all of these.
     """
     found: list[WhatIf] = []
 
@@ -56,10 +61,10 @@ def curation(
         return rows
 
     if recipe.min_reward is not None:
-        lower = [reward for reward in rewards[1:] if reward < recipe.min_reward]
+        lower = [reward for reward in rewards if reward < recipe.min_reward]
         if lower:
             at = _first_enough(lower, lambda reward: choose(recipe.model_copy(update={"min_reward": reward})), wanted)
-            threshold = _plain_threshold(at, max(reward for reward in rewards if reward < at))
+            threshold = _plain_threshold(at, max((reward for reward in rewards if reward < at), default=below))
             ask("min_reward", threshold, threshold)
     for setting, off in _FILTERS:
         if getattr(recipe, setting, off) != off:
@@ -86,7 +91,7 @@ def _first_enough(lower: Sequence[float], rows: Callable[[float], int], wanted: 
 def _plain_threshold(reward: float, below: float) -> float:
     """A round number that keeps what `reward` keeps: at most it, and above the next lower reward."""
     for digits in range(7):
-        rounded = math.floor(reward * 10**digits) / 10**digits
+        rounded: float = math.floor(reward * 10**digits) / 10**digits
         if below < rounded <= reward:
             return rounded
     return reward
@@ -168,17 +173,23 @@ def more_rows(tasks: Sequence[TaskCounts], more: int, cap: int | None, *, distin
     log = choose + betaln(k + after_a, more - k + after_b) - betaln(after_a, after_b)
     further = np.exp(log)
     room = np.full(len(n), np.inf) if cap is None else np.maximum(cap - chosen, 0)
+    first = chosen == 0  # a task's first good answer is always new
     gain = np.zeros(len(n))
     for count in range(1, more + 1):
-        thinned = np.exp(
-            gammaln(count + 1)
-            - gammaln(k[: count + 1] + 1)
-            - gammaln(count - k[: count + 1] + 1)
-            + k[: count + 1] * math.log(max(new, 1e-300))
-            + (count - k[: count + 1]) * math.log(max(1 - new, 1e-300))
-        )
-        gain += further[:, count] * (np.minimum(k[: count + 1], room[:, None]) * thinned).sum(axis=1)
+        at_first = 1 + _thinned(count - 1, new, room - 1)
+        gain += further[:, count] * np.where(first, at_first, _thinned(count, new, room))
     return float((chosen + gain).sum())
+
+
+def _thinned(count: int, keep: float, room: np.ndarray) -> np.ndarray:
+    """E[min(room, Binomial(count, keep))], for each room."""
+    import numpy as np
+    from scipy.special import gammaln
+
+    k = np.arange(count + 1)
+    log = gammaln(count + 1) - gammaln(k + 1) - gammaln(count - k + 1)
+    log += k * math.log(max(keep, 1e-300)) + (count - k) * math.log(max(1 - keep, 1e-300))
+    return np.asarray((np.minimum(k, np.maximum(room, 0)[:, None]) * np.exp(log)).sum(axis=1))
 
 
 def more_pairs(tasks: Sequence[tuple[int, int, bool]], more: int) -> float:
@@ -202,14 +213,18 @@ def more_pairs(tasks: Sequence[tuple[int, int, bool]], more: int) -> float:
 
 
 def enough(expected: Callable[[int], float], samples: int, wanted: int) -> MoreRollouts | None:
-    """The fewest further rollouts a task that are expected to give enough; None if 64 do not gain a row."""
-    more = 1
-    while more < _MOST_MORE and expected(more) < wanted:
-        more *= 2
-    more = min(more, _MOST_MORE)
-    low, high = more // 2, more  # `low` is not enough, `high` is, or is the most
-    while high - low > 1 and expected(high) >= wanted:
-        middle = (low + high) // 2
-        low, high = (low, middle) if expected(middle) >= wanted else (middle, high)
-    rows = expected(high)
-    return MoreRollouts(samples=samples, more=high, rows=rows) if rows >= expected(0) + 1 else None
+    """The fewest further rollouts a task that are expected to give enough.
+
+    Where not even 64 are, as many as there are already; None if these do not gain a row.
+    """
+    more = _MOST_MORE
+    if expected(more) < wanted:
+        more = min(samples, _MOST_MORE)
+        return (
+            MoreRollouts(samples=samples, more=more, rows=rows) if (rows := expected(more)) >= expected(0) + 1 else None
+        )
+    low = 0
+    while more - low > 1:
+        middle = (low + more) // 2
+        low, more = (low, middle) if expected(middle) >= wanted else (middle, more)
+    return MoreRollouts(samples=samples, more=more, rows=expected(more))
