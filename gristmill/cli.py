@@ -126,6 +126,39 @@ def review(
     )
 
 
+@app.command()
+def validate(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="FILES... [KEY=VALUE]...", help="Rollout files, and recipe fields to change.")
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe that says what is chosen and checked.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation tasks (.jsonl) that training must not show; repeatable.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    json: JsonOption = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file.")] = None,
+) -> None:
+    """Check rollouts before training is paid for: what is wrong, how one knows, what would mend it."""
+    from gristmill.validate_command import run
+
+    run(arguments, recipe=recipe, against=against or (), strict=strict, json=json, html=html)
+
+
+@app.command()
+def plan(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|FILES... [KEY=VALUE]...", help="A recipe, or rollout files.")
+    ],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what a recipe would do and what its evaluation could detect; spends nothing."""
+    from gristmill.plan_command import run
+
+    run(arguments, workspace=workspace, json=json)
+
+
 @app.command("recipe")
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""
