@@ -137,7 +137,7 @@ def pair(prompt: list[Message], chosen: list[Message], rejected: list[Message], 
     return Preference(prompt, chosen, rejected, tools, 0.75, {"task_key": f"t{n}", "task_type": "demo", **sides})
 
 
-PAIRS: list[Example] = [
+PAIRS: list[Preference] = [
     pair([user("2 + 2?")], [said("LEARN four")], [said("LEARN five")], [], 0),
     pair(
         [system("Be brief."), user("Weather?"), PARIS, result(PARIS, "22°C and cloudy")],
@@ -166,7 +166,7 @@ RL: list[Example] = [
     )
     for n in range(2)
 ]
-EXAMPLES: dict[Method, list[Example]] = {"sft": SFT, "dpo": PAIRS, "reward": PAIRS, "kto": LABELLED, "rl": RL}
+EXAMPLES: dict[Method, Sequence[Example]] = {"sft": SFT, "dpo": PAIRS, "reward": PAIRS, "kto": LABELLED, "rl": RL}
 LAUNCH = Launch(model="Qwen/Qwen3-0.6B", epochs=2.0, learning_rate=1e-5, batch_size=8, max_length=4096, seed=7)
 
 
