@@ -125,6 +125,9 @@ class OpenAICollector:
         }
 
 
+_STAND_IN = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "."}]}
+
+
 def chat_request(params: dict[str, Any], model: str) -> dict[str, Any]:
     """A chat completions request for a responses request.
 
@@ -132,11 +135,12 @@ def chat_request(params: dict[str, Any], model: str) -> dict[str, Any]:
         Failed: the prompt has items that chat cannot carry.
     """
     try:
-        prompt = convert({"responses_create_params": params, "response": {"output": []}}, developer="keep")
+        # A conversation ends with an answer, so a stand-in is put behind the prompt.
+        prompt = convert({"responses_create_params": params, "response": {"output": [_STAND_IN]}}, developer="keep")
     except Unrepresentable as error:
         raise Failed(FailureClass.REJECTED, f"the prompt cannot be sent as chat messages: {error}") from None
     messages = []
-    for message in prompt.messages:
+    for message in prompt.messages[:-1]:
         if calls := message.get("tool_calls"):
             # The wire has arguments as text, training rows as objects.
             wired = [

@@ -26,7 +26,8 @@ _ENOUGH = 10
 """So many failures in a row before the endpoint is suspected."""
 _REFUSED = 20
 """So many refusals (4xx), and no success ever: the request itself is wrong."""
-_LONGEST_PAUSE = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 1 / 120, 1 / 4
+"""As shares of the patience: 1 s and 30 s where that is two minutes."""
 
 
 class Slot:
@@ -48,7 +49,6 @@ class Pace:
     def __init__(self, most: int, patience: float, seed: int) -> None:
         self.most, self.patience = most, patience
         self.limit = self._threshold = float(most)
-        self._longest_pause = min(_LONGEST_PAUSE, patience / 4)
         self._random = random.Random(seed)
         self._held: set[Slot] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -106,8 +106,7 @@ class Pace:
         if failed.kind.of_endpoint:
             if not together:
                 self._cut(now)
-                pause = min(self._longest_pause, 0.5 * 2.0**self._cuts) * self._random.uniform(0.5, 1)
-                self._paused_until = max(self._paused_until, now + pause)
+                self._paused_until = max(self._paused_until, now + self.backoff(self._cuts))
             if failed.wait is not None:
                 self._paused_until = max(self._paused_until, now + failed.wait)
                 self._asked = max(self._asked, failed.wait)
@@ -115,9 +114,10 @@ class Pace:
             self._cut(now)
         self._judge(failed, slot, now)
 
-    def backoff(self, attempt: int) -> float:
-        """Seconds that a rollout waits after its `attempt`-th failure, from 1: up to 1, 2, 4 … 30, jittered."""
-        return min(self._longest_pause, 2.0 ** (attempt - 1)) * self._random.uniform(0.5, 1)
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after so many failures, from 1: doubling, bounded, and jittered by up to a half."""
+        share = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (failures - 1))
+        return self.patience * share * self._random.uniform(0.5, 1)
 
     def _cut(self, now: float) -> None:
         if self._cuts == 0:

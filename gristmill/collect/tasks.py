@@ -33,20 +33,20 @@ class TaskFile:
         self.repeated = 0
         """Rows that were equal to an earlier one."""
         seen: set[bytes] = set()
-        self._file: BinaryIO = path.open("rb")
         at = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.isspace():
-                key = bytes.fromhex(digest(_read(line, path, number)))
-                if key in seen:
-                    self.repeated += 1
-                else:
-                    seen.add(key)
-                    self._offsets.append(at)
-            at += len(line)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.isspace():
+                    key = bytes.fromhex(digest(_read(line, path, number)))
+                    if key in seen:
+                        self.repeated += 1
+                    else:
+                        seen.add(key)
+                        self._offsets.append(at)
+                at += len(line)
         if not self._offsets:
-            self._file.close()
             raise InputError(f"{path} holds no tasks; expected rows with responses_create_params")
+        self._file: BinaryIO = path.open("rb")
 
     def __enter__(self) -> TaskFile:
         return self
