@@ -244,6 +244,9 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
 
     place = Workspace(workspace)
     _quiet_libraries()
+    if as_json or not sys.stderr.isatty():
+        # Nobody is there to be asked: a required review ends the run with 3, and the same command goes on later.
+        os.environ.setdefault("GRISTMILL_REVIEW_WAIT", "0")
     table = StageTable(Console(stderr=True), f"{recipe.name}: {recipe.turns} turns in {workspace}")
     with prefect_api(place.root / "prefect") as embedded, progress.listening(table), table.shown():
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
