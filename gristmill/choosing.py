@@ -118,7 +118,7 @@ class Choosing:
         if self._category:
             columns.append(f"coalesce(({self._category})::VARCHAR, {scan.text(NONE)}) AS category")
         if self._accepted:
-            columns.append(f"coalesce({self._accepted}, false) AS accepted")
+            columns.append(f"coalesce({self._accepted}, false)::UTINYINT AS accepted")
         # DuckDB keeps the order of a scan, but not that of a join
         order = " ORDER BY spot" if self._names.joined else ""
         query = f"SELECT {', '.join(columns)} FROM ({self._names.source()}){order}"
@@ -153,8 +153,7 @@ class Choosing:
         asked = np.uint64(~without & (1 << 64) - 1)
         passing = int(np.count_nonzero((numbers(rows["fails"]) & asked) == 0))
         stages: list[Stage] = []
-        none = np.empty(0, np.int64)
-        lost = none
+        lost = none = np.empty(0, np.int64)
         if recipe.near_duplicates or recipe.max_tokens:
             first = self._windows(recipe, without, none)
             fresh = numbers(first["spot"])[numbers(first["copy"]) == 1]
@@ -220,7 +219,48 @@ class Choosing:
     def _payload(
         self, positions: np.ndarray[Any, np.dtype[np.int64]], stages: list[Stage]
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        raise NotImplementedError
+        """Add the steps that need the rows' text; the positions of rows that these drop."""
+        import numpy as np
+
+        from gristmill import payload
+
+        limit, threshold = self.recipe.max_tokens, self.recipe.near_duplicates
+        at_table, at_file, at_row = place(positions)
+        places = []
+        for number, table in enumerate(self._tables):
+            for file, part in enumerate(table):
+                mine = at_row[(at_table == number) & (at_file == file)]
+                if len(mine):
+                    places.append((part, mine))
+        shards = list(payload.read(places, tokenizer=self.recipe.tokenizer, sketches=threshold is not None))
+        fits = np.ones(len(positions), bool)
+        if limit is not None:
+            tokens = [count for shard in shards for count in shard.tokens]
+            fits = np.array([count is None or count <= limit for count in tokens], bool)
+            text = f"at most {limit} tokens ({self.recipe.tokenizer})"
+            stages.append(Stage(DropReason.OVER_LENGTH, text, "max_tokens", positions[~fits]))
+        lost = [positions[~fits]]
+        if threshold is not None:
+            sketches = [sketch for shard in shards for sketch in shard.sketches]
+            rows = np.searchsorted(numbers(self.rows["spot"]), positions)
+            identities, tasks = (
+                self.rows[name].take(integers(rows)).to_pylist() for name in ("rollout_id", "task_key")
+            )
+            accepted = numbers(self.rows["accepted"])[rows] if self._reviewed else np.zeros(len(rows), np.uint8)
+            # earlier tables first, so that what a turn adds displaces nothing; then by content, not by line
+            order = sorted(
+                np.flatnonzero(fits).tolist(),
+                key=lambda at: (-accepted[at], at_table[at], identities[at], positions[at]),
+            )
+            known = [tasks[at] or identities[at] for at in order]
+            found = payload.twins([sketches[at] for at in order], known, threshold)
+            alike = sorted((at, order[twin]) for at, twin in zip(order, found, strict=True) if twin is not None)
+            gone = positions[[at for at, _ in alike]] if alike else positions[:0]
+            text = f"texts less than {threshold:g} alike"
+            named = [identities[twin] for _, twin in alike]
+            stages.append(Stage(DropReason.NEAR_DUPLICATE, text, "near_duplicates", gone, named))
+            lost.append(gone)
+        return np.sort(np.concatenate(lost))
 
 
 def place(positions: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Any, Any, Any]:

@@ -85,7 +85,7 @@ class DropReason(StrEnum):
     DUPLICATE_ANSWER = "duplicate_answer"
     """An equal answer to the same task was chosen before."""
     NEAR_DUPLICATE = "near_duplicate"
-    """Nearly the same conversation as one that was chosen before, of any task."""
+    """Nearly the same text as a rollout of another task that was chosen before."""
     OVER_TASK_CAP = "over_task_cap"
     """The task already has as many answers as the recipe allows."""
     BALANCED_OUT = "balanced_out"

@@ -178,7 +178,7 @@ class CurateRecipe(Section):
         None,
         gt=0,
         le=1,
-        description="Keep one of rollouts, of any task, whose texts are at least this alike (Jaccard similarity of "
+        description="Keep one of rollouts of different tasks whose texts are at least this alike (Jaccard similarity of "
         "five-word runs; 0.8 is usual); null keeps all.",
     )
     per_task: int | None = Field(
@@ -366,6 +366,9 @@ class Recipe(Section):
     name: str = Field("run", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Lowercase letters, digits and dashes.")
     seed: int = Field(0, ge=0, strict=True, description="Seeds tasks, sampling and training.")
     turns: int = Field(2, ge=1, le=100, description="Turns of the loop.")
+    rollouts: tuple[str, ...] = Field(
+        (), description="prepare: rollout files, folders and globs. The loop collects its own."
+    )
     policy: PolicyRecipe = PolicyRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()
     collect: SamplingRecipe = SamplingRecipe()
