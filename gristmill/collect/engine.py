@@ -12,6 +12,7 @@ an overloaded endpoint spoiled get a second round at the end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections import deque
@@ -23,6 +24,7 @@ import httpx
 from gristmill.collect.failure import Failed, FailureClass, from_status, from_transport, record
 from gristmill.collect.journal import Journal
 from gristmill.collect.pace import Pace
+from gristmill.errors import CollectionError
 from gristmill.recipe import RequestsRecipe
 
 _SPEED_OVER = 60.0
@@ -146,6 +148,8 @@ class _Engine:
         self.collector, self.jobs, self.total = collector, jobs, total
         self.journal, self.requests, self.progress = journal, requests, progress
         self.pace = Pace(requests.concurrency, requests.patience, seed)
+        self.known_good = Job(*found) if (found := journal.any()) else None
+        self.probing = asyncio.Lock()
         self.again: deque[Job] = deque()
         self.second_round = False
         self.written: asyncio.Queue[tuple[dict[str, Any] | None, dict[str, Any] | None, int]]
@@ -205,6 +209,7 @@ class _Engine:
                     async with asyncio.timeout(limit):
                         reply = await self.collector.attempt(http, job)
                     self.pace.good()
+                    self.known_good = job
                     return reply
                 except Failed as error:
                     failed = error
@@ -214,6 +219,8 @@ class _Engine:
                     failed = Failed(FailureClass.TIMEOUT, f"no answer within {limit:g} s")
                 spent += time.monotonic() - slot.started
                 self.pace.bad(failed, slot)
+            if self.pace.suspicious:
+                await self._probe(http, failed)
             if failed.kind.blames_rollout:
                 attempts += 1
             if failed.kind.final or attempts >= self.requests.attempts or spent >= self.requests.rollout_timeout:
@@ -223,6 +230,23 @@ class _Engine:
                 return record(self.collector.stamps(job), failed, attempts)
             if failed.kind.blames_rollout:
                 await asyncio.sleep(self.pace.backoff(attempts))
+
+    async def _probe(self, http: httpx.AsyncClient, failed: Failed) -> None:
+        """Ask for a rollout that was had before; if that fails too, the endpoint is dead.
+
+        Raises:
+            CollectionError: it is.
+        """
+        async with self.probing:
+            if (why := self.pace.suspicious) is None:  # another worker has just found it alive
+                return
+            if self.known_good is not None:
+                with contextlib.suppress(Failed, httpx.TransportError, TimeoutError):
+                    async with asyncio.timeout(self.requests.timeout):
+                        await self.collector.attempt(http, self.known_good)
+                    self.pace.good()
+                    return
+            raise CollectionError(f"{why}; the last: {failed}")
 
     async def _write(self) -> None:
         """Whatever is waiting becomes one durable batch, again and again."""

@@ -59,6 +59,11 @@ class Journal:
         """Whether this rollout is there."""
         return bool(self._offsets[task * self.samples + repeat] >= 0)
 
+    def any(self) -> tuple[int, int] | None:
+        """Task and repeat of some rollout that is here."""
+        slot = next((slot for slot, offset in enumerate(self._offsets) if offset >= 0), None)
+        return None if slot is None else divmod(slot, self.samples)
+
     def tasks(self) -> set[int]:
         """The tasks that have a rollout here."""
         return {slot // self.samples for slot, offset in enumerate(self._offsets) if offset >= 0}

@@ -5,8 +5,9 @@ doubled per round trip up to half of what it was, and raised slowly from there t
 overloaded, limiting or absent endpoint, or more than half of the recent attempts failing: single errors say
 something about single rollouts.
 
-The circuit opens when nothing has succeeded for `patience` seconds, the last attempts all failed, and none that
-started before that time may still succeed. A server that only takes long is not dead.
+The endpoint is suspected when nothing has succeeded for `patience` seconds, the last attempts all failed, and none
+that started before that time may still succeed: a server that only takes long is not dead. The engine then asks for
+a rollout that it has had before, so that a last few impossible rollouts are not mistaken for a dead endpoint either.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Pace:
         """The attempt in this slot failed.
 
         Raises:
-            CollectionError: the circuit opens; says what the endpoint did last.
+            CollectionError: every request is refused; says how.
         """
         now = time.monotonic()
         self._streak += 1
@@ -112,7 +113,8 @@ class Pace:
                 self._asked = max(self._asked, failed.wait)
         elif self._recent.count(False) > _RECENT // 2 and not together:
             self._cut(now)
-        self._judge(failed, slot, now)
+        if failed.kind is FailureClass.REJECTED and not self._ever_good and self._streak >= _REFUSED:
+            raise CollectionError(f"every request is refused, {self._streak} so far; the last: {failed}")
 
     def backoff(self, failures: int) -> float:
         """Seconds to wait after so many failures, from 1: doubling, bounded, and jittered by up to a half."""
@@ -127,17 +129,16 @@ class Pace:
         self._cut_at = now
         self._recent.clear()
 
-    def _judge(self, failed: Failed, slot: Slot, now: float) -> None:
-        if failed.kind is FailureClass.REJECTED and not self._ever_good and self._streak >= _REFUSED:
-            raise CollectionError(f"every request is refused, {self._streak} so far; the last: {failed}")
+    @property
+    def suspicious(self) -> str | None:
+        """What speaks for a dead endpoint; None while it may be alive."""
+        now = time.monotonic()
         silent = now - self._good_at
         if self._streak < min(_ENOUGH, self.most) or silent < self.patience + self._asked:
-            return
-        # One that is in flight for longer than our patience may be a long one that will succeed.
-        if all(now - other.started < self.patience for other in self._held if other is not slot):
-            raise CollectionError(
-                f"nothing succeeded for {silent:.0f} s and the last {self._streak} attempts failed; the last: {failed}"
-            )
+            return None
+        if any(now - slot.started >= self.patience for slot in self._held):
+            return None
+        return f"nothing succeeded for {silent:.0f} s and the last {self._streak} attempts failed"
 
     def _wake(self) -> None:
         free = int(self.limit) - len(self._held)
