@@ -217,11 +217,11 @@ class Decoder:
             row.get("reward", msgspec.UNSET),
             _text(name),
             row.get("mask_sample") is True or (isinstance(instance, dict) and instance.get("mask_sample") is True),
-            {_clean(k): v for k, v in components.items()} if isinstance(components, dict) else None,
+            {clean(k): v for k, v in components.items()} if isinstance(components, dict) else None,
             _whole(row.get("_ng_task_index")),
             _whole(row.get("_ng_rollout_index")),
             any(row.get(field) for field in FAILURE_FIELDS),
-            [(_clean(k), v) for k, v in row.items() if k not in _KNOWN_NAMES],
+            [(clean(k), v) for k, v in row.items() if k not in _KNOWN_NAMES],
         )
 
     def _learn(self, row: dict[str, Any]) -> None:
@@ -285,8 +285,8 @@ def _forced_item(item: Any) -> Any:
         content = [
             Part(_text(part.get("text")), _text(part.get("refusal"))) for part in content if isinstance(part, dict)
         ]
-    elif not isinstance(content, str):
-        content = None
+    else:
+        content = _text(content)
     kind, role, name, arguments = (_text(item.get(field)) for field in ("type", "role", "name", "arguments"))
     return Item(kind, role, content, name, arguments)
 
@@ -302,9 +302,9 @@ def _whole(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return _clean(value) if isinstance(value, str) else None
+    return clean(value) if isinstance(value, str) else None
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Lone surrogates, which no file can hold, become question marks."""
     return text.encode("utf-8", "replace").decode()

@@ -15,7 +15,19 @@ import orjson
 from xxhash import xxh3_128_digest
 
 from gristmill.chat import canonical_prompt
-from gristmill.decode import FAILURE_FIELDS, LABEL_CHARS, Decoder, Item, Params, Part, Row, Unreadable, parse, value_of
+from gristmill.decode import (
+    FAILURE_FIELDS,
+    LABEL_CHARS,
+    Decoder,
+    Item,
+    Params,
+    Part,
+    Row,
+    Unreadable,
+    clean,
+    parse,
+    value_of,
+)
 from gristmill.identity import fingerprint
 from gristmill.reasons import DropReason
 
@@ -237,7 +249,7 @@ def _scores(row: Row) -> tuple[dict[str, float], dict[str, str]]:
     for name, value in row.extra:
         if isinstance(value, str):
             if len(value) <= LABEL_CHARS:
-                labels[name] = value
+                labels[name] = value if value.isascii() else clean(value)
         elif isinstance(value, int | float) and not name.startswith("_ng_"):
             number = _number(value)
             if number is not None:

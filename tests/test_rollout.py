@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gristmill.reasons import DropReason
 from gristmill.rollout import Reader, Unreadable, parse
+from tests.rows import rollout
 
 
 def message(text, role="assistant"):
@@ -208,6 +209,31 @@ def test_both_ways_of_decoding_agree(value):
     learned = Reader()
     assert learned.read(line) == whole.read(line)
     assert learned.read(line) == whole.read(line)  # and once the fields are learned
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(verdict="\ud800"),
+        lambda row: row.update({"\ud800": 1.0}),
+        lambda row: row["response"]["output"][0].update(content="\ud800"),
+        lambda row: row["response"]["output"][0].update(content=["x", {"text": "\ud800"}]),
+        lambda row: row["response"].update(model="\ud800"),
+        lambda row: row["agent_ref"].update(name="\ud800"),
+        lambda row: row["response"]["output"].append(
+            {"type": "function_call", "name": "\ud800", "arguments": "\ud800"}
+        ),
+        lambda row: row["responses_create_params"].update(input="\ud800", instructions="\ud800"),
+    ],
+)
+def test_half_a_surrogate_pair_stops_nothing(change):
+    """Python writes it and no file can hold it; found by mutating real rows."""
+    value = rollout()
+    change(value)
+    told = Reader().read(json.dumps(value).encode())
+    assert told.drop_reason is None
+    texts = (*told.labels, *told.labels.values(), *told.metrics, *told.tools_called, told.model or "", told.agent or "")
+    assert "".join(texts).encode() is not None
 
 
 @settings(max_examples=200, deadline=None)
