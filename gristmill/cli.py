@@ -18,6 +18,7 @@ from gristmill.errors import GristmillError
 
 if TYPE_CHECKING:
     from flows.improve import Outcome
+    from gristmill.prepare_command import Request
     from gristmill.recipe import Recipe
     from gristmill.terminal import StageTable
     from gristmill.workspace import Workspace
@@ -159,6 +160,89 @@ def plan(
     run(arguments, workspace=workspace, json=json)
 
 
+@app.command()
+def prepare(
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...|RECIPE [KEY=VALUE]...", help="Rollout files, or a .yaml recipe; fields."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the export; new or empty.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="sft (default), dpo, kto, reward or rl.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Framework: trl (default), nemo-rl, verl …; docs/targets.md.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="SQL condition on rollouts; several must all hold (docs/curate.md).")
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Conditions by name.")] = None,
+    min_reward: Annotated[
+        str | None,
+        typer.Option(help="sft: least reward (default 1; none keeps all). Pairs: of the chosen side. kto: desirable."),
+    ] = None,
+    per_task: Annotated[int | None, typer.Option(min=1, help="Rollouts, or pairs, a task at most.")] = None,
+    min_gap: Annotated[float | None, typer.Option(min=0, help="Least gap of a pair (default 0.2).")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Pairs: best_worst (default), folded, all or random.")] = None,
+    validation: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of tasks set apart (files: 0.05).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or smollm2-135m: exact token counts, and a rendered sample.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens of a row at most.")] = None,
+    over_length: Annotated[str | None, typer.Option(help="Longer rows: drop (default) or cut.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model that the launch config names.")] = None,
+    decisions: Annotated[
+        Path | None, typer.Option(help="Decision log of a review; what it rejects is left out.")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Evaluation tasks (JSONL), to look for leaks.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the split and of random choices.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each condition costs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings of the checks stop, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Turn rollouts into checked training data for a framework; trains nothing."""
+    from gristmill.prepare_command import (
+        Options,
+        explain_files,
+        prepare_files,
+        read_arguments,
+        refuse_with_recipe,
+        require_out,
+    )
+
+    options = Options(
+        method=method,
+        target=target,
+        where=where or (),
+        preset=preset or (),
+        min_reward=min_reward,
+        per_task=per_task,
+        min_gap=min_gap,
+        strategy=strategy,
+        validation=validation,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        over_length=over_length,
+        model=model,
+        seed=seed,
+        strict=strict,
+    )
+    request = read_arguments(what, options)
+    if explain:
+        explain_files(request, json=json and out is None)
+        if out is None:
+            return
+    place = require_out(out, force)
+    if request.path is None:
+        prepare_files(request, place, decisions=decisions, against=against, force=force, workers=workers, json=json)
+    else:
+        refuse_with_recipe(decisions=decisions, against=against, workers=workers)
+        _prepare_recipe(request, place, workspace, force, json)
+
+
 @app.command("recipe")
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""
@@ -263,6 +347,33 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
                 print("interrupted; the same command goes on from here", file=sys.stderr)
                 sys.exit(130)
     _tell(outcome, place, table, time.monotonic() - started, as_json)
+
+
+def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, as_json: bool) -> None:
+    """The same as a Prefect flow, every stage cached in the workspace; then a copy at its place."""
+    from rich.console import Console
+
+    from flows.server import prefect_api
+    from gristmill import progress
+    from gristmill.prepare import publish_run
+    from gristmill.prepare_command import tell_result
+    from gristmill.terminal import StageTable
+    from gristmill.workspace import Workspace
+
+    place = Workspace(workspace)
+    _quiet_libraries()
+    table = StageTable(Console(stderr=True), f"{request.recipe.name}: prepare in {workspace}")
+    with prefect_api(place.root / "prefect") as embedded, progress.listening(table), table.shown():
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.prepare import prepare as flow
+
+        if embedded:
+            embedded.wait()
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
+            made = flow(request.recipe, str(place.root), files=list(request.files))
+    done = publish_run(place.store, made.table, made.dataset, made.report, out, request.recipe, force=force)
+    tell_result(done.folder, request.recipe, done.counts, done.report, json=as_json)
 
 
 def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: float, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.curate import SELECTION
@@ -19,7 +21,7 @@ def format_dataset(
     tables: list[ArtifactRef],
     settings: FormatRecipe,
     seed: int,
-    launch: dict[str, str | int | float] | None = None,
+    launch: dict[str, Any] | None = None,
     tokenizer: str | None = None,
 ) -> ArtifactRef:
     """Convert and write; keep beside the rows which rollouts made each.
@@ -37,7 +39,7 @@ def format_dataset(
             settings,
             draft.path,
             seed=seed,
-            launch=Launch(**launch) if launch else None,  # type: ignore[arg-type]  # plain values, for the key
+            launch=_launch(launch),
             progress=lambda done, total: progress.advance(done, total, "rollouts"),
         )
         return draft.commit(
@@ -46,3 +48,10 @@ def format_dataset(
             settings={**settings.model_dump(mode="json"), "seed": seed},
             counts=counts,
         )
+
+
+def _launch(values: dict[str, Any] | None) -> Launch | None:
+    if values is None:
+        return None
+    fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+    return Launch(**fields)

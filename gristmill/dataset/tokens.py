@@ -14,11 +14,23 @@ from typing import Any, NamedTuple
 
 from gristmill.errors import UsageError
 from gristmill.example import Example, Labelled, Message, Preference, Sft, Tokens
+from gristmill.identity import digest, file_digest
 from gristmill.items import Unrepresentable
 from gristmill.reasons import DropReason
 
 # A template is a program: it raises its own errors, and whatever Python's operators raise on what it did not expect.
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 class Trap(NamedTuple):
@@ -57,18 +69,7 @@ def load_tokenizer(name: str) -> Any:
         raise UsageError(
             f"tokenizer {name!r}: transformers is not installed; install the extra gristmill[train]"
         ) from None
-    from gristmill import smollm
-
-    if name == smollm.NAME:
-        folder = smollm.materialise(smollm.default_cache())
-    elif name == smollm.NAME_TINY:
-        folder = smollm.tiny(smollm.default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
-    else:
-        folder = Path(name).expanduser()
-    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-        raise UsageError(
-            f"tokenizer {name!r} is neither {smollm.NAME} nor {smollm.NAME_TINY} nor a folder with a tokenizer.json"
-        )
+    folder = _folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -76,6 +77,31 @@ def load_tokenizer(name: str) -> Any:
     if not tokenizer.chat_template:
         raise UsageError(f"tokenizer {name!r} has no chat template; put a chat_template.jinja into its folder")
     return tokenizer
+
+
+def tokenizer_identity(name: str) -> str:
+    """What a tokenizer is, by the content of its files.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    folder = _folder(name)
+    return digest({path.name: file_digest(path) for path in folder.iterdir() if path.name in _FILES})
+
+
+def _folder(name: str) -> Path:
+    from gristmill import smollm
+
+    if name == smollm.NAME:
+        return smollm.materialise(smollm.default_cache())
+    if name == smollm.NAME_TINY:
+        return smollm.tiny(smollm.default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
+    folder = Path(name).expanduser()
+    if not any((folder / file).is_file() for file in _FILES):
+        raise UsageError(
+            f"tokenizer {name!r} is neither {smollm.NAME} nor {smollm.NAME_TINY} nor a folder with a tokenizer.json"
+        )
+    return folder
 
 
 class Counting:
