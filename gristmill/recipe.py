@@ -178,8 +178,8 @@ class CurateRecipe(Section):
         None,
         gt=0,
         le=1,
-        description="Keep one of rollouts of different tasks whose texts are at least this alike (Jaccard similarity of "
-        "five-word runs; 0.8 is usual); null keeps all.",
+        description="Keep one of rollouts of different tasks whose texts are at least this alike (Jaccard similarity "
+        "of five-word runs; 0.8 is usual); null keeps all.",
     )
     per_task: int | None = Field(
         4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first."
