@@ -196,6 +196,8 @@ class _Builder:
         self.called: dict[str, str] = {}
         self.pending: dict[str, str] = {}
         self.open = False
+        # Whether some text may be one that no file can hold: only such as is not ASCII.
+        self.unsure = False
 
     # The open turn, or the last one.
     texts: list[str]
@@ -251,6 +253,8 @@ class _Builder:
     def context(self, role: str, content: str | list[dict[str, Any]]) -> None:
         """A message that is not the policy's: from the input, or from the environment inside the output."""
         self.close_turn()
+        if not isinstance(content, str) or not content.isascii():
+            self.unsure = True
         if self.pending:
             raise Unrepresentable(
                 DropReason.MISSING_TOOL_OUTPUT,
@@ -322,6 +326,8 @@ class _Builder:
             return
         self.open_turn()
         self.texts.append(text)
+        if not text.isascii():
+            self.unsure = True
         if not text.isspace():
             self.messages_said += 1
             self.said_after_call = bool(self.calls)
@@ -344,6 +350,8 @@ class _Builder:
         if not text:
             return
         self.open_turn()
+        if not text.isascii():
+            self.unsure = True
         if self.reasoning == "drop":
             self.count("reasoning")
         elif self.reasoning == "inline_think":
@@ -358,12 +366,16 @@ class _Builder:
         if call_id in self.called:
             raise Unrepresentable(DropReason.DUPLICATE_TOOL_OUTPUT, f"a second call has the id {call_id!r:.80}")
         self.called[call_id] = name
+        if not isinstance(arguments, str) or not (call_id.isascii() and name.isascii()):
+            self.unsure = True
         function = {"name": name, "arguments": read_arguments(arguments)}
         self.calls.append({"id": call_id, "type": "function", "function": function})
 
     def tool_result(self, call_id: Any, output: Any) -> None:
         call_id = expect_name(call_id, "the call id of a tool result")
         text = output if isinstance(output, str) else read_tool_text(output)
+        if not text.isascii():
+            self.unsure = True
         self.close_turn()
         name = self.pending.pop(call_id, None)
         if name is None:
@@ -429,6 +441,11 @@ class _Builder:
         # A last turn of calls is an answer. Results for only some of them, or words after them, show a gap.
         if self.pending and (self.said_after_call or self.messages[-1]["role"] != "assistant"):
             raise Unrepresentable(DropReason.MISSING_TOOL_OUTPUT, f"it ends without the result of {self.waiting()}")
+        if self.unsure:
+            try:
+                orjson.dumps(self.messages)
+            except TypeError as error:  # Python's json reads and writes half a surrogate pair
+                raise Unrepresentable(DropReason.MALFORMED_ITEM, f"the messages cannot be written: {error}") from None
         length = len(self.messages) if self.prompt_length is None else self.prompt_length
         if not any(m["content"] for m in self.messages[:length] if m["role"] not in ("assistant", "tool")):
             raise Unrepresentable(DropReason.NO_PROMPT, "no user or system text precedes the first answer")

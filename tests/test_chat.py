@@ -25,6 +25,7 @@ from gristmill.chat import (
     require_trainable,
 )
 from gristmill.reasons import DropReason
+from tests.rows import rollout
 
 ROLLOUTS = Path(__file__).parents[2] / "shared" / "rollouts"
 
@@ -835,3 +836,26 @@ def test_real_token_records() -> None:
         answers = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         assert [call.message for call in conversation.model_calls] == answers
         assert all(call.prompt_token_ids and call.generation_token_ids for call in conversation.model_calls)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row["responses_create_params"].update(input="\ud800"),
+        lambda row: row["response"]["output"][0]["content"][0].update(text="a\udfff"),
+        lambda row: row["response"]["output"].insert(0, {"type": "reasoning", "summary": [{"text": "\ud800"}]}),
+        lambda row: row["response"]["output"].append(
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": {"a": ["\ud800"]}}
+        ),
+        lambda row: row["response"]["output"].append(
+            {"type": "function_call", "call_id": "\ud800", "name": "f", "arguments": "{}"}
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_has_no_chat_form(change: Any) -> None:
+    """Python's json writes it and UTF-8 does not hold it: the row is refused here and not in some writer."""
+    value = rollout()
+    change(value)
+    with pytest.raises(Unrepresentable) as caught:
+        convert(value)
+    assert caught.value.reason is DropReason.MALFORMED_ITEM
