@@ -89,7 +89,8 @@ def cut(
     """
     import pyarrow.parquet as pq
 
-    db.register("selected", pq.read_table(selection, columns=["at_table", "at_file", "at_row", "reason"]))
+    # not by read_table, which imports pandas where that is installed
+    db.register("selected", pq.ParquetFile(selection).read(columns=["at_table", "at_file", "at_row", "reason"]))
     scales = _scales(db)
     metric_scales = _metric_scales(db, recipe.pairs.metrics) if recipe.pairs.metrics else {}
     _create_chosen(db, recipe, scales, seed)
