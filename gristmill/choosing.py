@@ -192,7 +192,7 @@ class Choosing:
 
         accepted = "accepted DESC, " if self._reviewed else ""
         preferred = f"{accepted}answer_chars, rollout_id, spot"
-        drawn = f"{accepted}md5({scan.text(f'{self._seed}:')} || rollout_id), spot"
+        drawn = f"{accepted}md5_number({scan.text(f'{self._seed}:')} || rollout_id), spot"
         task = "coalesce(task_key, rollout_id) AS task"
         same = f"(PARTITION BY task, answer ORDER BY {preferred})"
         copy = f"row_number() OVER {same} AS copy, first_value(rollout_id) OVER {same} AS first"
@@ -276,9 +276,9 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
     return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
-def integers(values: np.ndarray[Any, Any]) -> pa.Array:
-    """Integers as Arrow has them; as `numbers`, without pandas."""
-    import numpy as np
+def integers(values: np.ndarray[Any, Any], kind: pa.DataType | None = None) -> pa.Array:
+    """Integers as Arrow has them, of 64 bits if nothing else is said; as `numbers`, without pandas."""
     import pyarrow as pa
 
-    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values.astype(np.int64))])
+    kind = kind or pa.int64()
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.astype(kind.to_pandas_dtype()))])

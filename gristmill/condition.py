@@ -263,16 +263,9 @@ class Names:
                 return self._lift(first, rest)
             raise self._unknown(path, label, text)
         if first != "fields":
-            metric, lettered = self._has("metrics", name), self._has("labels", name)
-            if metric and lettered:
-                raise self.refusal(
-                    text,
-                    label,
-                    f"`{name}` is a metric of some rollouts and a label of others; write metrics.{name} or "
-                    f"labels.{name}",
-                )
-            if metric or lettered:
-                return self._lift("metrics" if metric else "labels", name)
+            for column in ("metrics", "labels"):
+                if self._has(column, name):
+                    return self._lift(column, name)
         field = path[1:] if first == "fields" else path
         if self._has_inputs and field and (sql := self._field(field)) is not None:
             alias = f"field {len(self._fields)}"

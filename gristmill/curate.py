@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gristmill import columns, selection
+from gristmill import selection
 from gristmill.choosing import Choosing, Chosen, Stage, integers, numbers, place
 from gristmill.identity import digest
 from gristmill.recipe import CurateRecipe
@@ -88,43 +88,32 @@ def fates(choosing: Choosing, chosen: Chosen) -> np.ndarray[Any, np.dtype[np.int
     return codes
 
 
-def _table(
-    choosing: Choosing,
-    chosen: Chosen,
-    codes: np.ndarray[Any, np.dtype[np.int16]],
-) -> pa.Table:
+def _table(choosing: Choosing, chosen: Chosen, codes: np.ndarray[Any, np.dtype[np.int16]]) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
     steps: list[Rule | Stage] = [*choosing.rules, *chosen.stages]
     rows = choosing.rows
-    schema = selection.schema()
-
-    def named(values: Sequence[str]) -> pa.Array:
-        # the last is for rows that were chosen
-        return columns.build([*values, None], pa.string()).take(integers(np.where(codes < 0, len(values), codes)))
-
     spots = numbers(rows["spot"])
-    # places in the list of twins, whose last is for rows without
+    at_table, at_file, at_row = place(spots)
     twins = [twin for stage in chosen.stages for twin in stage.twins or ()]
-    where = np.full(len(rows), len(twins))
+    which = np.full(len(rows), -1)
     start = 0
     for stage in chosen.stages:
         if stage.twins is not None:
-            where[np.searchsorted(spots, stage.positions)] = np.arange(start, start := start + len(stage.twins))
-    at_table, at_file, at_row = place(spots)
+            which[np.searchsorted(spots, stage.positions)] = np.arange(start, start := start + len(stage.twins))
     values = {
-        "at_table": integers(at_table).cast(pa.int32()),
-        "at_file": integers(at_file).cast(pa.int32()),
+        "at_table": integers(at_table, pa.int32()),
+        "at_file": integers(at_file, pa.int32()),
         "at_row": integers(at_row),
         "rollout_id": rows["rollout_id"],
         "task_key": rows["task_key"],
         "reward": rows["reward"],
-        "reason": named([str(step.reason) for step in steps]),
-        "rule": named([step.text for step in steps]),
-        "twin": columns.build([*twins, None], pa.string()).take(integers(where)),
+        "reason": selection.named(codes, [str(step.reason) for step in steps]),
+        "rule": selection.named(codes, [step.text for step in steps]),
+        "twin": selection.named(which, twins),
     }
-    return pa.table([values[name] for name in schema.names], schema=schema)
+    return pa.table(values)
 
 
 def _counts(

@@ -14,13 +14,16 @@ written out, how many decisions of a review and their digest, and the seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gristmill import columns
 from gristmill.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 SELECTION = "selection.parquet"
@@ -47,15 +50,29 @@ def schema() -> pa.Schema:
     )
 
 
+def named(which: np.ndarray[Any, Any], names: Sequence[str]) -> pa.Array:
+    """A column of names, one for each number; null where that is negative."""
+    import numpy as np
+    import pyarrow as pa
+
+    valid = pa.py_buffer(np.packbits(which >= 0, bitorder="little"))
+    numbers = pa.py_buffer(np.maximum(which, 0).astype(np.int32))
+    indices = pa.Array.from_buffers(pa.int32(), len(which), [valid, numbers])
+    return pa.DictionaryArray.from_arrays(indices, columns.build(names, pa.string()))
+
+
 def write(selection: pa.Table, path: Path) -> None:
     """Write a selection; equal rows give equal bytes."""
     import pyarrow.parquet as pq
 
     repeated = [name for name in selection.column_names if name not in ("rollout_id", "at_row", "twin")]
-    pq.write_table(selection, path, compression="zstd", use_dictionary=repeated, write_statistics=False)
+    # the file says what its columns are, not which of them were encoded in memory
+    pq.write_table(
+        selection, path, compression="zstd", use_dictionary=repeated, write_statistics=False, store_schema=False
+    )
 
 
-def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read(path: Path) -> pa.Table:
     """Read a `selection.parquet`, or the one in a folder.
 
     Raises:
@@ -68,6 +85,6 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     if not file.is_file():
         raise UsageError(f"{path} holds no selection (no {SELECTION}); name a selection's folder, file or digest")
     try:
-        return pq.read_table(file, columns=columns or schema().names)
+        return pq.read_table(file, columns=schema().names)
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
         raise UsageError(f"{file} is no selection: {str(error).splitlines()[0]}") from None
