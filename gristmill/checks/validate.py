@@ -102,6 +102,8 @@ def _pairing(found: Gathered, recipe: PairsRecipe, seed: int, checks: ChecksReci
     if groups is None or not groups.tasks:
         return {}
     gaps, tasks = _gaps(groups, recipe, seed)
+    if not tasks:
+        return {}
     now = evidence.pairs.count if evidence.pairs else 0
 
     def make(changed: PairsRecipe) -> int:
