@@ -14,6 +14,7 @@ from typing import NamedTuple
 from prefect import flow
 
 from gristmill.artifact import ArtifactRef
+from gristmill.environment import source
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
@@ -45,10 +46,11 @@ def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: in
         "collect held-out",
         policy=policy,
         tasks=heldout,
-        environment_name=recipe.environment.name,
+        acting=recipe.policy,
+        environment=recipe.environment,
         sampling=recipe.evaluate,
+        requests=recipe.requests,
         seed=recipe.seed,
-        device=recipe.policy.device,
     )
     table = run(ingest_rollouts, turn, "ingest held-out", rollouts=rollouts)
     evaluation = run(
@@ -73,8 +75,8 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         make_tasks,
         turn,
         "tasks",
-        environment_name=environment.name,
-        count=environment.tasks,
+        environment=environment,
+        source=source(environment),
         seed=recipe.seed,
         split="train",
         turn=turn,
@@ -85,10 +87,12 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         "collect",
         policy=standing.champion,
         tasks=tasks,
-        environment_name=environment.name,
+        acting=recipe.policy,
+        environment=environment,
         sampling=recipe.collect,
-        seed=recipe.seed,
-        device=recipe.policy.device,
+        requests=recipe.requests,
+        # The same tasks again need other answers; fresh tasks do not.
+        seed=recipe.seed if environment.tasks is not None else recipe.seed + turn,
     )
     table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
     tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
@@ -126,6 +130,7 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         samples=recipe.collect.samples,
         max_length=recipe.train.max_length,
         seed=recipe.seed,
+        decisions=decisions,
     )
     checkpoint = run(
         train_policy,

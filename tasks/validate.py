@@ -19,6 +19,7 @@ from gristmill.store import Store
 from gristmill.workspace import Workspace
 from tasks.caching import step
 from tasks.ingest import table_files
+from tasks.review import decisions_of
 
 FINDINGS = "findings.json"
 PAGE = "checks.html"
@@ -37,6 +38,7 @@ def validate_dataset(
     samples: int | None,
     max_length: int | None,
     seed: int,
+    decisions: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Run the checks; errors stop the run before anything is trained.
 
@@ -45,17 +47,19 @@ def validate_dataset(
     Args:
         heldout: task rows of the evaluation, which training must not show.
         base: the policy whose chat template the rows must survive.
+        decisions: of a review, which curation heeded.
 
     Raises:
         GateError: one sentence per error, and where the page is.
     """
     store = Workspace.current().store
     files = table_files(tables)
+    judged = decisions_of(decisions)
 
     def choose(changed: CurateRecipe) -> int:
         counted = [store.manifest(table).counts for table in tables]
         with tempfile.TemporaryDirectory(prefix="gristmill-validate-") as folder:
-            return int(curate(files, counted, changed, Path(folder), seed=seed)["rows_kept"])
+            return int(curate(files, counted, changed, Path(folder), decisions=judged, seed=seed)["rows_kept"])
 
     report = validate(
         files,
