@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from flows.iterate import evaluate, iterate
 from gristmill import model
 from gristmill.artifact import ArtifactRef
+from gristmill.collect.run import check
+from gristmill.environment import source
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import Champion, read_decision, register
 from gristmill.recipe import Recipe, with_overrides
@@ -44,6 +46,7 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
         overrides: dotted fields that replace the recipe's, for schedules (Prefect does not merge parameters).
     """
     recipe = with_overrides(recipe, overrides or {})
+    check(recipe.policy, recipe.environment, trains=True)
     place = Workspace(workspace)
     with place.locked(), place.entered():
         base = run(
@@ -57,8 +60,8 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
             make_tasks,
             0,
             "held-out tasks",
-            environment_name=recipe.environment.name,
-            count=recipe.environment.heldout,
+            environment=recipe.environment,
+            source=source(recipe.environment),
             seed=recipe.seed,
             split="heldout",
             turn=0,

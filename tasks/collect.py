@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
+from prefect.context import TaskRunContext
 
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
-from gristmill.collect import local
-from gristmill.environment import TASKS, environment, read_tasks
-from gristmill.identity import digest
-from gristmill.recipe import SamplingRecipe
+from gristmill.collect import run as collecting
+from gristmill.environment import TASKS, Split
+from gristmill.environment import make_tasks as tasks_of
+from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, RequestsRecipe, SamplingRecipe
 from gristmill.workspace import Workspace
-from tasks.caching import step
+from tasks.caching import ContentKey, key_of, step
+
+
+@dataclass
+class _WhatIsCollected(ContentKey):
+    """Keyed by what rollouts depend on, and not by how they are asked for."""
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        return super().compute_key(task_ctx, content(**inputs), flow_parameters, **kwargs)
 
 
 @step("base-policy")
@@ -27,49 +39,69 @@ def base_policy(model_name: str, identity: str) -> ArtifactRef:
 
 
 @step("make-tasks")
-def make_tasks(
-    environment_name: str, count: int, seed: int, split: Literal["train", "heldout"], turn: int
-) -> ArtifactRef:
-    """Task rows in Gym's format, disjoint between splits and turns."""
-    rows = environment(environment_name).make_tasks(count, seed, split, turn)
+def make_tasks(environment: EnvironmentRecipe, source: str | None, seed: int, split: Split, turn: int) -> ArtifactRef:
+    """Task rows in Gym's format, disjoint between splits and turns; `source` is the content of its task files."""
+    rows = tasks_of(environment, split, seed, turn)
     with Workspace.current().store.draft("tasks") as draft:
         (draft.path / TASKS).write_bytes(
             b"".join(orjson.dumps(r, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE) for r in rows)
         )
-        settings = {"environment": environment_name, "seed": seed, "split": split, "turn": turn}
+        settings = {"environment": environment.name, "source": source, "seed": seed, "split": split, "turn": turn}
         return draft.commit(stage="make-tasks", settings=settings, counts={"tasks": len(rows)})
 
 
 @step("collect")
-def collect_rollouts(
+def _collect_rollouts(
     policy: ArtifactRef,
     tasks: ArtifactRef,
-    environment_name: str,
+    acting: PolicyRecipe,
+    environment: EnvironmentRecipe,
     sampling: SamplingRecipe,
+    requests: RequestsRecipe,
     seed: int,
-    device: str,
 ) -> ArtifactRef:
-    """Sample the policy on every task and verify; resumes from its journal after a kill."""
+    """Sample the policy on every task and verify; resumes from its journal after a kill or a dead endpoint."""
     workspace = Workspace.current()
     store = workspace.store
-    rows = read_tasks(store, tasks)
-    settings = {"environment": environment_name, "seed": seed, **sampling.model_dump(mode="json")}
-    work = workspace.work(
-        f"collect-{digest({'policy': policy.digest, 'tasks': tasks.digest, 'settings': settings})[:32]}"
+    settings = content(policy, tasks, acting, environment, sampling, requests, seed)
+    work = workspace.work(key_of("collect", "", settings)[:40])
+    counts = collecting.run(
+        environment,
+        acting,
+        collecting.Actor(model.folder(store, policy), model.name(store, policy), policy.digest),
+        sampling,
+        requests,
+        tasks=store.path(tasks) / TASKS,
+        seed=seed,
+        work=work,
+        progress=progress.advance,
     )
     with store.draft("rollouts") as draft:
-        counts = local.collect(
-            rows,
-            environment(environment_name).verify,
-            model.folder(store, policy),
-            policy_name=model.name(store, policy),
-            device=device,
-            sampling=sampling,
-            seed=seed,
-            journal=work,
-            out=draft.path,
-            progress=lambda done, total: progress.advance(done, total, "rollouts"),
-        )
-        ref = draft.commit(stage="collect", parents=[policy, tasks], settings=settings, counts=counts.asdict())
+        draft.adopt(work / collecting.ROLLOUTS_FOLDER)
+        recorded = {name: value for name, value in settings.items() if name not in ("policy", "tasks")}
+        ref = draft.commit(stage="collect", parents=[policy, tasks], settings=recorded, counts=counts.asdict())
     shutil.rmtree(work)
     return ref
+
+
+def content(
+    policy: ArtifactRef,
+    tasks: ArtifactRef,
+    acting: PolicyRecipe,
+    environment: EnvironmentRecipe,
+    sampling: SamplingRecipe,
+    requests: RequestsRecipe,
+    seed: int,
+) -> dict[str, Any]:
+    """What a collection's rollouts depend on, out of `collect_rollouts`'s inputs. Ports, bounds and time limits: no."""
+    return {
+        "policy": policy,
+        "tasks": tasks,
+        "acting": {"kind": acting.kind, "device": acting.device, "server": acting.server, "args": acting.server_args},
+        "environment": {"name": environment.name, "agent": environment.agent, "start": environment.start},
+        "sampling": sampling.content(),
+        "seed": seed,
+    }
+
+
+collect_rollouts = _collect_rollouts.with_options(cache_policy=_WhatIsCollected())

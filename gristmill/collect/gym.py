@@ -39,23 +39,32 @@ def servers(head: str, seconds: float = 10) -> dict[str, Server]:
     Raises:
         CollectionError: no head server answers there.
     """
+    config = global_config(head, seconds)
+    return {
+        i["process_name"]: Server(i["process_name"], i["server_type"], i["url"], _inner(config.get(i["process_name"])))
+        for i in _ask_head(head, "server_instances", seconds)
+    }
+
+
+def global_config(head: str, seconds: float = 10) -> dict[str, Any]:
+    """The whole configuration that the servers were started with.
+
+    Raises:
+        CollectionError: no head server answers there.
+    """
     import yaml
 
-    async def ask(http: httpx.AsyncClient) -> tuple[Any, Any]:
-        found = await http.get(f"{head}/server_instances")
-        config = await http.get(f"{head}/global_config_dict_yaml")
-        text = config.json() if config.status_code == 200 else ""
-        return found.json(), yaml.safe_load(text) if isinstance(text, str) else {}
+    found = yaml.safe_load(_ask_head(head, "global_config_dict_yaml", seconds))
+    return found if isinstance(found, dict) else {}
+
+
+def _ask_head(head: str, path: str, seconds: float) -> Any:
+    async def ask(http: httpx.AsyncClient) -> Any:
+        return (await http.get(f"{head.rstrip('/')}/{path}")).json()
 
     try:
-        instances, config = once(ask, seconds)
-        return {
-            i["process_name"]: Server(
-                i["process_name"], i["server_type"], i["url"], _inner((config or {}).get(i["process_name"]))
-            )
-            for i in instances
-        }
-    except (Failed, ValueError, TypeError, KeyError) as error:
+        return once(ask, seconds)
+    except (Failed, ValueError) as error:
         raise CollectionError(
             f"no NeMo Gym head server answers at {head} ({error}); start the servers with `gym env start`, "
             "or name another with environment.head"

@@ -107,7 +107,8 @@ class OpenAICollector:
                 _object(await post(http, f"{base}/chat/completions", orjson.dumps(sent), self._headers)), model
             )
         else:
-            sent = {**params, "model": model}  # the responses API has no seed
+            # The responses API has no seed; some servers stream unless told not to.
+            sent = {**params, "model": model, "stream": False}
             response = _object(await post(http, f"{base}/responses", orjson.dumps(sent), self._headers))
             if not isinstance(response.get("output"), list):
                 raise Failed(FailureClass.INVALID_REPLY, f"expected `output`, found {orjson.dumps(response)[:200]!r}")
