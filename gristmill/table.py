@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
+from gristmill import columns
 from gristmill.errors import ArtifactMissing, InputError
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
         InputError: the part has no copy of the lines, and their file is gone or has changed.
     """
     import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     at = np.asarray(rows, np.int64)
@@ -132,7 +134,7 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
     with pq.ParquetFile(part) as file:
         files = orjson.loads((file.metadata.metadata or {}).get(REFERRED, b"null"))
         if files is not None:
-            places = file.read(columns=["source", "offset", "row_bytes"]).take(at)
+            places = file.read(columns=["source", "offset", "row_bytes"]).take(columns.build(at.tolist(), pa.int64()))
             yield from _in_files({name: Referred(*entry) for name, entry in files.items()}, places)
             return
         # only the row groups that hold such a row, one after another
@@ -142,7 +144,8 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
             first, last = np.searchsorted(at, [start, stop])
             if last > first:
                 lines = file.read_row_group(group, columns=["raw"])["raw"]
-                yield from (line.as_py() for line in lines.take(at[first:last] - start))
+                wanted = columns.build((at[first:last] - start).tolist(), pa.int64())
+                yield from (line.as_py() for line in lines.take(wanted))
             start = stop
 
 
@@ -150,8 +153,8 @@ def _in_files(files: dict[str, Referred], places: pa.Table) -> Iterator[bytes]:
     """Lines read from the files that a table refers to."""
     with contextlib.ExitStack() as stack:
         opened: dict[str, BinaryIO] = {}
-        columns = (places[name].to_pylist() for name in ("source", "offset", "row_bytes"))
-        for name, offset, size in zip(*columns, strict=True):
+        told = (places[name].to_pylist() for name in ("source", "offset", "row_bytes"))
+        for name, offset, size in zip(*told, strict=True):
             if name not in opened:
                 opened[name] = stack.enter_context(files[name].opened())
             opened[name].seek(offset)
