@@ -198,7 +198,10 @@ def warnings(steps: Sequence[Mapping[str, Any]], rows: int) -> list[str]:
         elif step["alone"] == 0:
             found.append(f"{said} is true for every rollout, so it does nothing")
         elif step["unknown"]:
-            found.append(f"{said} is unknown (null) for {step['unknown']} of {rows} rollouts, and drops them")
+            found.append(
+                f"{said} is unknown (null) for {step['unknown']} of {rows} rollouts, and drops them; "
+                f"write `({step['rule']}) IS NOT FALSE` to keep them"
+            )
     return found
 
 
