@@ -222,7 +222,7 @@ def publish_run(
     out: Path,
     recipe: Recipe,
     *,
-    force: bool,
+    force: bool = False,
 ) -> Prepared:
     """Copy a dataset of the store into an export folder, with the export's own manifest.
 

@@ -247,9 +247,9 @@ def explain_files(request: Request, *, json: bool = False, console: Console | No
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A line on standard error for each stage, in a terminal."""
     words = {"read": "reading rollouts", "write": "writing rows", "check": "checking"}
-    shown = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True
-    )
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     stages: dict[str, Any] = {}
 
     def tell(stage: str, done: int, total: int) -> None:
