@@ -243,6 +243,31 @@ def prepare(
         _prepare_recipe(request, place, workspace, force, json)
 
 
+@app.command()
+def collect(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rollouts.")] = Path("rollouts"),
+    heldout: Annotated[bool, typer.Option("--heldout", help="The held-out tasks, sampled as for evaluation.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many tasks.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only every N-th task, from the I-th.")] = None,
+    reverify: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for nothing; score these rollouts again.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Collect rollouts only; go on where it was interrupted, ask again for what failed."""
+    from gristmill import collect_command
+    from gristmill.recipe import load
+
+    _quiet_libraries()
+    loaded = load(recipe, overrides or ())
+    if reverify is not None:
+        collect_command.reverify(loaded, reverify, out, json=json)
+    else:
+        collect_command.collect_recipe(loaded, out, heldout=heldout, limit=limit, shard=shard, json=json)
+
+
 @app.command("recipe")
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""

@@ -73,11 +73,12 @@ def _collect_rollouts(
         requests,
         tasks=store.path(tasks) / TASKS,
         seed=seed,
+        out=work / "rollouts",
         work=work,
         progress=progress.advance,
     )
     with store.draft("rollouts") as draft:
-        draft.adopt(work / collecting.ROLLOUTS_FOLDER)
+        draft.adopt(work / "rollouts")
         recorded = {name: value for name, value in settings.items() if name not in ("policy", "tasks")}
         ref = draft.commit(stage="collect", parents=[policy, tasks], settings=recorded, counts=counts.asdict())
     shutil.rmtree(work)

@@ -52,7 +52,7 @@ def test_rows_are_stamped_as_gym_stamps_them(model: Path, tmp_path: Path) -> Non
 def test_a_resumed_collection_is_the_undisturbed_one(model: Path, tmp_path: Path) -> None:
     run(model, tmp_path / "whole")
     run(model, tmp_path / "torn")
-    journal = tmp_path / "torn" / "journal" / "batches.jsonl"
+    journal = tmp_path / "torn" / "journal" / "batches.journal"
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
     journal.write_bytes(lines[0] + lines[2][:100])  # one batch done, one torn by the kill, one owed

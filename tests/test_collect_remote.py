@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gristmill.chat import convert, require_trainable
-from gristmill.collect import COLLECTION, FAILURES, INPUTS, ROLLOUTS, Counts, collect
+from gristmill.collect import COLLECTION, FAILURES, INPUTS, ROLLOUTS, Counts, collect, each
 from gristmill.collect.failure import Failed, FailureClass, from_status, shortened
 from gristmill.collect.gym import GymCollector, servers
 from gristmill.collect.journal import Journal
@@ -68,7 +68,7 @@ def gym(
             out,
             tasks=file.identity,
             count=len(file),
-            positions=chosen(len(file), limit),
+            wanted=each(chosen(len(file), limit), sampling.samples),
             samples=sampling.samples,
             requests=requests,
             seed=seed,
@@ -333,7 +333,7 @@ def test_an_endpoint_with_a_verifier_gives_rollouts(api: Any, tmp_path: Path, mo
             out,
             tasks="t",
             count=3,
-            positions=range(3),
+            wanted=each(range(3), 2),
             samples=2,
             requests=QUICK,
             seed=3,

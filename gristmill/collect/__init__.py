@@ -19,7 +19,7 @@ asks for exactly what is missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,7 +70,7 @@ def collect(
     *,
     tasks: str,
     count: int,
-    positions: Iterable[int],
+    wanted: Iterable[tuple[int, int]],
     samples: int,
     requests: RequestsRecipe,
     seed: int,
@@ -83,7 +83,7 @@ def collect(
         collector: how to ask.
         tasks: identity of the task set.
         count: tasks in the set.
-        positions: the tasks that are wanted; those that the folder has rollouts of stay wanted.
+        wanted: task and repeat of each rollout that is wanted, in the order to ask; what the folder has stays wanted.
         samples: rollouts a task.
         min_completion: the share of the rollouts that must be there.
 
@@ -97,13 +97,19 @@ def collect(
 
     identity = {**collector.identity(), "tasks": tasks}
     with Journal(folder, identity, tasks=count, samples=samples) as journal:
-        wanted = sorted({*positions, *journal.tasks()})
-        expected, resumed = len(wanted) * samples, journal.resumed
+        asked = list(dict.fromkeys([*wanted, *journal.keys()]))
+        expected, resumed = len(asked), journal.resumed
         if resumed < expected:
-            # Repeats outside: whatever comes of an interrupted collection is spread over all tasks.
-            jobs = (Job(task, repeat) for repeat in range(samples) for task in wanted)
             try:
-                gather(collector, jobs, expected, journal=journal, requests=requests, seed=seed, progress=progress)
+                gather(
+                    collector,
+                    (Job(*key) for key in asked),
+                    expected,
+                    journal=journal,
+                    requests=requests,
+                    seed=seed,
+                    progress=progress,
+                )
             except CollectionError as error:
                 there = sum(1 for _ in journal.rows())
                 raise CollectionError(
@@ -122,13 +128,20 @@ def collect(
                 rollouts += 1
                 tokens += output_tokens(orjson.loads(line)["response"])
         with _replacing(folder / INPUTS) as file:
-            for task in wanted:
-                for repeat in range(samples):
-                    row = collector.materialized(Job(task, repeat))
-                    file.write(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n")
-    counts = Counts(len(wanted), samples, expected, rollouts, resumed, tokens, dict(sorted(failures.items())))
+            for key in sorted(asked):
+                row = collector.materialized(Job(*key))
+                file.write(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n")
+    counts = Counts(
+        len({task for task, _ in asked}), samples, expected, rollouts, resumed, tokens, dict(sorted(failures.items()))
+    )
     require_completion(counts, min_completion)
     return counts
+
+
+def each(positions: Iterable[int], samples: int) -> Iterator[tuple[int, int]]:
+    """All repeats of these tasks, repeats outside: an interrupted collection is spread over all tasks."""
+    tasks = list(positions)
+    return ((task, repeat) for repeat in range(samples) for task in tasks)
 
 
 def require_completion(counts: Counts, min_completion: float) -> None:

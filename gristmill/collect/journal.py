@@ -61,12 +61,11 @@ class Journal:
 
     def any(self) -> tuple[int, int] | None:
         """Task and repeat of some rollout that is here."""
-        slot = next((slot for slot, offset in enumerate(self._offsets) if offset >= 0), None)
-        return None if slot is None else divmod(slot, self.samples)
+        return next(self.keys(), None)
 
-    def tasks(self) -> set[int]:
-        """The tasks that have a rollout here."""
-        return {slot // self.samples for slot, offset in enumerate(self._offsets) if offset >= 0}
+    def keys(self) -> Iterator[tuple[int, int]]:
+        """Task and repeat of each rollout that is here."""
+        return (divmod(slot, self.samples) for slot, offset in enumerate(self._offsets) if offset >= 0)
 
     def append(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]] = ()) -> None:
         """Write stamped rows and failure records, and return when they are on disk."""

@@ -23,7 +23,7 @@ from gristmill.identity import digest
 from gristmill.recipe import SamplingRecipe
 from gristmill.workspace import append_line, read_lines
 
-_JOURNAL = "batches.jsonl"
+_JOURNAL = "batches.journal"
 
 
 def collect(

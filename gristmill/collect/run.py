@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gristmill.collect import Asking, Counts, Progress, collect
+from gristmill.collect import Asking, Counts, Progress, collect, each
 from gristmill.collect.tasks import TaskFile
 from gristmill.environment import GYM, verifier
 from gristmill.errors import RecipeError
 from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, RequestsRecipe, SamplingRecipe
-
-ROLLOUTS_FOLDER = "rollouts"
 
 
 class Actor(NamedTuple):
@@ -67,13 +65,15 @@ def run(
     *,
     tasks: Path,
     seed: int,
+    out: Path,
     work: Path,
     positions: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Counts:
-    """Collect into `work/rollouts`.
+    """Collect into `out`.
 
     Args:
+        work: folder for the servers' logs, and what local collection has finished.
         tasks: the task rows, JSONL.
         positions: those that are wanted; all of them by default.
 
@@ -82,8 +82,8 @@ def run(
         UsageError: the recipe asks for what is not there.
     """
     check(policy, environment, trains=False)
-    out = work / ROLLOUTS_FOLDER
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
     with TaskFile(tasks) as file:
         if policy.kind == "local":
             from gristmill.collect import local
@@ -109,7 +109,7 @@ def run(
                 out,
                 tasks=file.identity,
                 count=len(file),
-                positions=wanted,
+                wanted=each(wanted, sampling.samples),
                 samples=sampling.samples,
                 requests=requests,
                 seed=seed,
