@@ -72,8 +72,8 @@ class Names:
         """`db` is from `scan.connect`, with a temporary table `decisions` (rollout_id, decision)."""
         self._db = db
         self._columns = scan.columns()
-        views = db.execute("SELECT count(*) FROM duckdb_views() WHERE temporary AND view_name = 'inputs'").fetchone()
-        self._has_inputs = views == (1,)
+        views = db.execute("SELECT count(*) FROM duckdb_views() WHERE temporary AND view_name = 'inputs'").fetchall()
+        self._has_inputs = views == [(1,)]
         self._found: dict[tuple[str, ...], str] = {}
         self._task: dict[str, None] = {}  # in order of use
         self._fields: dict[str, str] = {}
@@ -349,8 +349,8 @@ class Names:
         return self._row(query, *values)[0]
 
     def _row(self, query: str, *values: Any) -> tuple[Any, ...]:
-        found = self._db.execute(query, list(values)).fetchone()
-        assert found is not None
+        # all of it: DuckDB gives no relation while a result is not read to its end
+        (found,) = self._db.execute(query, list(values)).fetchall()
         return tuple(found)
 
 
