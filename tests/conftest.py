@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,16 @@ os.environ.update(
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
 )
+
+
+_STARTED = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Live tests that would begin after GRISTMILL_LIVE_SECONDS of the session are skipped, and say so."""
+    limit = float(os.environ.get("GRISTMILL_LIVE_SECONDS", "inf"))
+    if item.get_closest_marker("live") and time.monotonic() - _STARTED > limit:
+        pytest.skip(f"not begun: the session's {limit:g} seconds for live tests are up")
 
 
 @pytest.fixture(scope="session")
