@@ -18,7 +18,7 @@ from gristmill.artifact import ArtifactRef
 from gristmill.collect.run import check
 from gristmill.environment import source
 from gristmill.loop import Standing, Turn
-from gristmill.promotion import Champion, read_decision, register
+from gristmill.promotion import Champion, read_decision, register, rolled_back
 from gristmill.recipe import Recipe, with_overrides
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
@@ -71,9 +71,12 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
         one_turn = iterate.with_options(
             persist_result=True, result_storage=place.results, result_serializer=RefSerializer()
         )
+        undone = rolled_back(place)
         turns: list[Turn] = []
         for number in range(1, recipe.turns + 1):
             turn = one_turn(recipe, number, standing)
+            if turn.decision in undone:
+                turn = turn.model_copy(update={"promoted": False})
             turns.append(turn)
             if turn.promoted:
                 _register(place, recipe, turn)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -311,23 +311,42 @@ def diff(
 
 
 @app.command()
-def champion(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
-    """Who is champion, since when, and on what evidence."""
-    from gristmill.promotion import champions
+def champion(
+    action: Annotated[
+        Literal["rollback"] | None, typer.Argument(help="Take the last promotion back.", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="For a rollback: why, for the registry.")] = "",
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Who is champion, since when, and on what evidence; `champion rollback` steps back."""
+    from gristmill.promotion import Champion, champions, registry, roll_back
     from gristmill.workspace import Workspace
 
-    line = champions(Workspace(workspace))
-    if json:
-        _print_json([entry.model_dump(mode="json") for entry in line])
+    place = Workspace(workspace)
+    if action == "rollback":
+        taken = roll_back(place, reason)
+        if json:
+            _print_json(taken.model_dump(mode="json"))
+        else:
+            print(f"{taken.checkpoint} is rolled back; {taken.back_to} is champion again, for the next run too")
         return
+    if json:
+        _print_json([entry.model_dump(mode="json") for entry in registry(place)])
+        return
+    line, now = registry(place), champions(place)
     if not line:
         print(f"no champion in {workspace}: nothing has been promoted yet")
     for entry in line:
-        lift = entry.lift
-        interval = f" [{lift.low:+.3f}, {lift.high:+.3f}]" if lift.low is not None and lift.high is not None else ""
-        mark = "*" if entry is line[-1] else " "
-        where = f"{entry.recipe} turn {entry.turn}"
-        print(f"{mark} {entry.time}  {where}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
+        if isinstance(entry, Champion):
+            lift = entry.lift
+            interval = f" [{lift.low:+.3f}, {lift.high:+.3f}]" if lift.low is not None and lift.high is not None else ""
+            mark = "*" if now and entry == now[-1] else " "
+            where = f"{entry.recipe} turn {entry.turn}"
+            print(f"{mark} {entry.time}  {where}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
+        else:
+            why = f": {entry.reason}" if entry.reason else ""
+            print(f"  {entry.time}  {entry.checkpoint} rolled back to {entry.back_to}{why}")
 
 
 def demo_recipe() -> Path:

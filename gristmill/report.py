@@ -50,6 +50,7 @@ class Gate(_Frozen):
     champion: str = Field(description="Name of the policy that was champion before the decision.")
     champion_score: Estimate
     decision: Decision
+    rolled_back: bool = Field(default=False, description="Whether a promotion was taken back later.")
 
 
 class Funnel(_Frozen):
@@ -109,7 +110,7 @@ class TurnReport(_Frozen):
 
     @property
     def promoted(self) -> bool:
-        return self.gate is not None and self.gate.decision.promoted
+        return self.gate is not None and self.gate.decision.promoted and not self.gate.rolled_back
 
 
 class CategoryRow(_Frozen):
@@ -276,7 +277,8 @@ def decision_words(turn: TurnReport) -> str:
         Verdict.INCONCLUSIVE: f"The interval includes {limit}, so this does not decide: it was not promoted "
         "and the champion stays. More held-out tasks or samples could settle it.",
     }
-    return facts + verdict[decision.verdict]
+    later = " It was rolled back later: the champion before it stands again." if turn.gate.rolled_back else ""
+    return facts + verdict[decision.verdict] + later
 
 
 def estimate_words(estimate: Estimate) -> str:

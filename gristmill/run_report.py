@@ -155,6 +155,7 @@ def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport
             champion=names[turn.champion],
             champion_score=read_evaluation(store, turn.champion_evaluation).estimate,
             decision=read_decision(store, turn.decision),
+            rolled_back=read_decision(store, turn.decision).promoted and not turn.promoted,
         ),
         funnel=Funnel(
             rows_read=counts["rows_read"],

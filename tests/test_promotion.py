@@ -8,7 +8,8 @@ import pytest
 
 from gristmill.artifact import ArtifactRef
 from gristmill.comparison import Guard
-from gristmill.promotion import Champion, Verdict, champions, decide, register
+from gristmill.errors import UsageError, WorkspaceBusy
+from gristmill.promotion import Champion, Verdict, champions, decide, register, registry, roll_back, rolled_back
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate
 from gristmill.workspace import Workspace
@@ -66,3 +67,24 @@ def test_a_decision_enters_the_registry_once(tmp_path: Path) -> None:
     assert not register(workspace, champion(1, "a"))
     assert register(workspace, champion(2, "b"))
     assert [c.turn for c in champions(workspace)] == [1, 2]
+
+
+def test_a_rollback_takes_the_last_promotion_back_for_good(tmp_path: Path) -> None:
+    """The same run repeated finds the promotion again and must not enter it again."""
+    workspace = Workspace(tmp_path)
+    with pytest.raises(UsageError, match="no promotion to roll back"):
+        roll_back(workspace, "")
+    one = champion(1, "a")
+    two = champion(2, "b").model_copy(update={"decision": ArtifactRef(kind="decision", digest="e" * 64)})
+    register(workspace, one)
+    register(workspace, two)
+    taken = roll_back(workspace, "it repeats itself")
+    assert (taken.checkpoint, taken.back_to, taken.reason) == (two.checkpoint, two.replaced, "it repeats itself")
+    assert champions(workspace) == [one] and rolled_back(workspace) == {two.decision}
+    assert not register(workspace, two)
+    assert champions(workspace) == [one]
+    assert registry(workspace) == [one, two, taken], "nothing is erased"
+    roll_back(workspace, "")
+    assert champions(workspace) == []
+    with workspace.locked(), pytest.raises(WorkspaceBusy):
+        roll_back(workspace, "")
