@@ -133,7 +133,7 @@ class Choosing:
 
         for rule in self.rules:
             try:
-                self._db.execute(f"SELECT count(*) FROM ({self._names.source()}) WHERE {rule.sql}")
+                self._db.execute(f"SELECT count(*) FROM ({self._names.source()}) WHERE {rule.sql}").fetchall()
             except duckdb.Error as own:
                 return self._names.refusal(rule.text, rule.label, own)
         by = self.recipe.balance

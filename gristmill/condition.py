@@ -125,6 +125,7 @@ class Names:
         together = ", ".join(sql for _, _, sql in conditions)
         try:
             found = self._db.execute(f"SELECT {together} FROM ({self.source()}) LIMIT 0").description
+            self._db.fetchall()  # DuckDB refuses other work until a result is read to its end
         except duckdb.Error as error:
             if len(conditions) == 1:
                 text, label, _ = conditions[0]
@@ -272,6 +273,9 @@ class Names:
             self._fields[alias] = sql
             self._joins.add("inputs")
             return alias
+        if not self._one("SELECT count(*) FROM (SELECT 1 FROM rollouts LIMIT 1)"):
+            self._lifted["unknown"] = "NULL"  # nothing usable: nothing can be known of any name
+            return "unknown"
         raise self._unknown(path, label, text)
 
     def _has(self, column: str, key: str) -> bool:

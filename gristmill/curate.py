@@ -195,7 +195,7 @@ def warnings(steps: Sequence[Mapping[str, Any]], rows: int) -> list[str]:
             found.append(f"{said} is unknown (null) for every rollout, so it drops all {rows}")
         elif step["alone"] == rows:
             found.append(f"{said} is true for no rollout, so it drops all {rows}")
-        elif step["alone"] == 0:
+        elif step["alone"] == 0 and step["origin"] != "min_reward":  # which has a default
             found.append(f"{said} is true for every rollout, so it does nothing")
         elif step["unknown"]:
             found.append(

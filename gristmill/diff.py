@@ -91,8 +91,7 @@ def diff(
 
         one = db.execute(
             "SELECT count(*) FILTER (in_a), count(*) FILTER (in_b), count(*) FILTER (in_a AND in_b) FROM both_sides"
-        ).fetchone()
-        assert one is not None
+        ).fetchall()[0]
         came, went = moved("b", "a"), moved("a", "b")
     changed: dict[str, tuple[Any, Any]] = {}
     if settings:
