@@ -53,14 +53,18 @@ def problems(answer: dict[str, Any], kept: Sequence[Example], method: Method, te
         return [f"{len(rows)} rows of {len(kept)}: some were dropped without a word"]
     found = []
     for number, (row, example) in enumerate(zip(rows, kept, strict=True)):
-        for side, texts in row.items():
-            for problem in _side(example, side, texts["learned"], texts["whole"], method, template.name):
+        for side, made in row.items():
+            if isinstance(example, Tokens):
+                wanted = (example.input_ids, [label != -100 for label in example.labels])
+                if (made["ids"], made["mask"]) != wanted:
+                    found.append(f"row {number}: {made['ids']} and {made['mask']}, not {wanted}")
+                continue
+            for problem in _side(example, side, made["learned"], made["whole"], method, template.name):
                 found.append(f"row {number} {side}: {problem}")
     return found
 
 
 def _side(example: Example, side: str, learned: str, whole: str, method: Method, name: str) -> list[str]:
-    assert not isinstance(example, Tokens)
     prompt, answers, tools = _messages(example, side)
     found = []
     if "CONTEXT" in learned and method != "reward":  # a reward model scores the whole
@@ -75,7 +79,7 @@ def _side(example: Example, side: str, learned: str, whole: str, method: Method,
             function = call["function"]
             # Exact: neither encoded twice, nor with a key more.
             wanted += [function["name"], json.dumps(function["arguments"], ensure_ascii=False)]
-        found += [f"{piece!r} is not in what is {where}: {text!r}" for piece in wanted if piece and piece not in text]
+        found += [f"{piece!r} is not in what is {where}: {text!r}" for piece in wanted if piece.strip() not in text]
     for tool in tools:
         shown = json.dumps(tool["function"]["description"], ensure_ascii=False)
         if shown not in whole:
@@ -83,7 +87,9 @@ def _side(example: Example, side: str, learned: str, whole: str, method: Method,
     if method != "reward":
         turns = re.findall(_ANSWER["llama" if "llama" in name else "chatml"], whole, re.DOTALL)
         wanted_turns = turns[-sum(message["role"] == "assistant" for message in answers) :]
-        if _closed(learned) != _closed("".join(wanted_turns)):
+        # NeMo RL counts the header to a preference's answer; it begins both sides and cancels out of DPO's loss.
+        said = learned.removeprefix("<|im_start|>assistant\n") if method == "dpo" else learned
+        if _closed(said) != _closed("".join(wanted_turns)):
             found.append(f"loss is on {learned!r}, the policy's turns are {wanted_turns!r}")
     return found
 

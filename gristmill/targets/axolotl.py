@@ -3,6 +3,7 @@
     sft    messages, tools, meta        or, with token ids: input_ids, attention_mask, labels, meta
     dpo    TRL's rows (the passthrough strategy, which alone keeps tool calls)
 
+Tools and arguments of SFT rows are JSON as text, which Axolotl decodes after it has taken every null key out of a row.
 An answer in a prompt is marked `"train": false`, which `message_field_training` takes out of the loss. KTO and reward
 models have only text formats there, without tools; for RL use the target gym with the plugin nemo_gym.
 """
@@ -37,7 +38,8 @@ class Axolotl:
         match example:
             case Sft(prompt, completion, tools, meta):
                 require_text(prompt, completion)
-                row: dict[str, Any] = {"messages": texts(unlearned(prompt) + completion), "tools": texts(tools)}
+                messages = map(_argued, unlearned(prompt) + completion)
+                row: dict[str, Any] = {"messages": texts(messages), "tools": orjson.dumps(tools)}
             case Tokens(input_ids, labels, meta):
                 row = {"input_ids": input_ids, "attention_mask": [1] * len(input_ids), "labels": labels}
             case Preference():
@@ -49,11 +51,24 @@ class Axolotl:
     def write(self, rows: Sequence[Row], path: Path) -> None:
         import pyarrow as pa
 
-        more = {"messages": pa.list_(pa.json_()), "attention_mask": pa.list_(pa.int8())}
-        write_columns(rows, path, {**trl.types(), **more})
+        types = {**trl.types(), "messages": pa.list_(pa.json_()), "attention_mask": pa.list_(pa.int8())}
+        if rows and "messages" in rows[0]:
+            types["tools"] = pa.string()
+        write_columns(rows, path, types)
 
     def finish(self, export: Export) -> None:
         render("axolotl.yaml.j2", export, f"{export.method}.yaml", looked=trl.look(export))
+
+
+def _argued(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with arguments as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    called = [
+        {**call, "function": {**call["function"], "arguments": orjson.dumps(call["function"]["arguments"]).decode()}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": called}
 
 
 AXOLOTL = Axolotl()

@@ -20,8 +20,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZE
 _SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 _SPECIAL += ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
-Row = dict[str, dict[str, str]]
-"""Side ("" if there is one) → {"learned": …, "whole": …}."""
+Row = dict[str, dict[str, Any]]
+"""Side ("" if there is one) → {"learned": text, "whole": text, "ids": tokens, "mask": which of them carry loss}."""
 
 
 def tokenizer(template: Path) -> Any:
@@ -65,9 +65,9 @@ def model(template: Path, folder: Path) -> Path:
     return folder
 
 
-def side(words: Any, ids: list[int], learned: list[bool]) -> dict[str, str]:
-    kept = [token for token, keep in zip(ids, learned, strict=True) if keep]
-    return {"learned": words.decode(kept), "whole": words.decode(ids)}
+def side(words: Any, ids: list[int], mask: list[bool]) -> dict[str, Any]:
+    kept = [token for token, keep in zip(ids, mask, strict=True) if keep]
+    return {"learned": words.decode(kept), "whole": words.decode(ids), "ids": ids, "mask": mask}
 
 
 def main(load: Callable[[Path, str, Path, Path], list[Row]]) -> None:
