@@ -7,6 +7,8 @@ workspace's log and count for every later run there.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from gristmill.decisions import DecisionLog, login_name
@@ -26,7 +29,7 @@ from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from gristmill.review.queue import Queue
-    from gristmill.review.session import Progress, Session, Status
+    from gristmill.review.session import Progress, Status
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # of a recipe
 
@@ -171,12 +174,12 @@ def _serve(opened: _Opened, log: DecisionLog, who: str, port: int, browser: bool
     from gristmill.review.session import status as status_of
 
     console = Console(stderr=True)
-    bar = console.status("")
+    line = Live(console=console, auto_refresh=False)  # drawn when something changes, not all the time
 
     def show(progress: Progress) -> None:
-        bar.update(Text(_progress_words(progress)))
+        line.update(Text(_progress_words(progress)), refresh=True)
 
-    session: Session = Session(
+    session = Session(
         opened.queue,
         log,
         who,
@@ -185,28 +188,27 @@ def _serve(opened: _Opened, log: DecisionLog, who: str, port: int, browser: bool
         on_decision=show if console.is_terminal else None,
     )
     address = bind(port)
-    words = Text(
-        f"{opened.title}: {len(opened.queue.rollouts):,} rollouts to review as {who}; decisions go to {log.path}"
+    count = len(opened.queue.rollouts)
+    console.print(
+        Text(f"{opened.title}: {count:,} rollouts to review as {who}; decisions go to {_near(log.path)}"),
+        soft_wrap=True,
     )
-    console.print(words, soft_wrap=True)
     print(address.url, flush=True)
     console.print("open this address in a browser of this machine; Ctrl-C ends", soft_wrap=True)
     if browser:
         import webbrowser
 
         webbrowser.open(address.url)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to end a review: all decisions are on disk
         if console.is_terminal:
-            show(session.progress())
-            with bar:
+            with line:
+                show(session.progress())
                 serve(session, address)
         else:
             serve(session, address)
-    except KeyboardInterrupt:
-        pass  # the usual way to end a review: all decisions are on disk
     if json:
         _print(_plain(status_of(opened.queue, log)))
-    else:
+    elif not console.is_terminal:
         console.print(Text(_progress_words(session.progress())), soft_wrap=True)
 
 
@@ -224,7 +226,8 @@ def _import(path: Path, log: DecisionLog, who: str, queue: Queue, json: bool) ->
     if json:
         _print(done._asdict())
         return
-    print(f"{done.added:,} decisions added to {log.path}; {done.known:,} known already, {done.undecided:,} undecided")
+    words = f"{done.added:,} decisions added to {_near(log.path)}"
+    print(f"{words}; {done.known:,} known already, {done.undecided:,} undecided")
     if done.elsewhere:
         print(f"{done.elsewhere:,} of them are about rollouts that are not under review here")
 
@@ -270,6 +273,11 @@ def _plain(found: Status) -> dict[str, Any]:
         rollout_id: [one.model_dump(mode="json") for one in held] for rollout_id, held in found.disagreements.items()
     }
     return values
+
+
+def _near(path: Path) -> str:
+    """Relative to here where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)
 
 
 def _print(value: Any) -> None:

@@ -253,10 +253,10 @@ function drawTools(tools) {
   const names = tools.map((tool) => tool.name).join(", ");
   return fold(`${number(tools.length)} tool${tools.length > 1 ? "s" : ""} declared`, oneLine(names), "", (inside) => {
     for (const tool of tools) {
-      const part = el("div", { class: "tool" }, el("code", {}, tool.name));
-      if (tool.description) part.append(longText(tool.description, 1000));
-      if (tool.parameters) part.append(longText(tool.parameters, 2000, "code"));
-      inside.append(part);
+      inside.append(fold(tool.name, oneLine(tool.description), "", (part) => {
+        if (tool.description) part.append(longText(tool.description, 2000));
+        if (tool.parameters) part.append(longText(tool.parameters, 4000, "code"));
+      }));
     }
   });
 }
@@ -307,7 +307,8 @@ function drawMore(metrics) {
     parts.push(fold(`all ${metrics.length} metrics`, "", "", (inside) => inside.append(list(metrics.map(([k, v]) => [k, figure(v)])))));
   }
   const labels = Object.entries(rollout.labels);
-  if (labels.length) parts.push(fold("labels", oneLine(labels.map(([k, v]) => `${k} ${v}`).join(", ")), "", (inside) => inside.append(list(labels))));
+  if (labels.length > 8) parts.push(fold(`${labels.length} labels`, oneLine(labels.map(([k, v]) => `${k} ${v}`).join(", ")), "", (inside) => inside.append(list(labels))));
+  else if (labels.length) parts.push(el("h3", {}, "Labels"), list(labels));
   for (const [title, text] of [["task fields", rollout.task.fields], ["other fields of the row", rollout.fields]]) {
     if (text) parts.push(fold(title, "", characters(text.length), (inside) => inside.append(longText(text, LONG.fold, "code"))));
   }
