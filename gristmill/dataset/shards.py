@@ -93,7 +93,7 @@ def cut(
     db.register("selected", pq.ParquetFile(selection).read(columns=["at_table", "at_file", "at_row", "reason"]))
     scales = _scales(db)
     metric_scales = _metric_scales(db, recipe.pairs.metrics) if recipe.pairs.metrics else {}
-    _create_chosen(db, recipe, scales, seed)
+    _create_chosen(db, recipe, seed)
     places = [row[0] for row in db.execute("SELECT DISTINCT place FROM chosen ORDER BY place").fetchall()]
     limit = split.threshold(places, recipe.validation)
     counts: dict[str, Any] = {"tasks": len(places), "validation_tasks": sum(place < limit for place in places)}
@@ -115,10 +115,8 @@ def cut(
 
 def _scales(db: duckdb.DuckDBPyConnection) -> dict[str, Scale]:
     """Of the rewards of all usable rollouts, chosen or not."""
-    rows = db.execute(
-        "SELECT environment, min(reward), max(reward), bool_and(reward = 0 OR reward = 1) FROM rollouts GROUP BY 1"
-    ).fetchall()
-    return {name: scale(low, high, binary) for name, low, high, binary in sorted(rows)}
+    rows = db.execute("SELECT environment, low, high, solved_at FROM scales ORDER BY environment").fetchall()
+    return {name: Scale(low, high, (low, high, solved) == (0, 1, 1)) for name, low, high, solved in rows}
 
 
 def _metric_scales(db: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[str, dict[str, Scale]]:
@@ -134,13 +132,11 @@ def _metric_scales(db: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[
     return found
 
 
-def _create_chosen(db: duckdb.DuckDBPyConnection, recipe: FormatRecipe, scales: dict[str, Scale], seed: int) -> None:
+def _create_chosen(db: duckdb.DuckDBPyConnection, recipe: FormatRecipe, seed: int) -> None:
     """The table `chosen`: chosen rollouts with place, label, and the reason why one cannot be used."""
     names = ", ".join(f"{scan.text(n)}: map_extract(metrics, {scan.text(n)})[1]" for n in recipe.pairs.metrics)
     metrics = f"MAP {{{names}}}" if names else "NULL"
-    given = recipe.label_threshold
-    cases = [f"WHEN {scan.text(n)} THEN {one.solved_at if given is None else given!r}" for n, one in scales.items()]
-    solved = f"CASE environment {' '.join(cases)} END" if cases else "0"
+    solved = "solved_at" if recipe.label_threshold is None else repr(float(recipe.label_threshold))
     fields, join = "NULL", ""
     if recipe.method == "rl" and db.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'inputs'").fetchone():
         fields = "inputs.fields"
@@ -174,7 +170,7 @@ def _create_chosen(db: duckdb.DuckDBPyConnection, recipe: FormatRecipe, scales: 
                 answer_chars, row_bytes, truncated, {split.place_sql(seed)} AS place,
                 (reward >= {solved})::INTEGER AS label, {metrics} AS metrics, {fields} AS fields,
                 row_number() OVER (ORDER BY {scan.POSITION}) AS nth
-            FROM rollouts JOIN selected USING ({scan.POSITION}) {join}
+            FROM rollouts JOIN selected USING ({scan.POSITION}) JOIN scales USING (environment) {join}
             WHERE selected.reason IS NULL
         )
         SELECT *, {reason} AS reason, {order} AS unit FROM picked
