@@ -165,7 +165,7 @@ def test_a_deleted_artifact_is_made_again_and_alone(copied: tuple[Path, Any], fi
 
 def test_a_gate_that_says_no_stops_before_training(copied: tuple[Path, Any]) -> None:
     workspace, _ = copied
-    with pytest.raises(GateError, match=r"GM102 too few examples: \d+ < 1000 .*curate.min_reward"):
+    with pytest.raises(GateError, match=r"GM102 too few examples: \d+ < 1000 .*findings: .*checks\.html"):
         improve(recipe(**{"checks.min_examples": 1000}), workspace)
 
 
@@ -235,3 +235,20 @@ def test_the_command_ends_with_three_when_a_gate_says_no(copied: tuple[Path, Any
     last = log.decode().splitlines()[-1]
     assert last.startswith("error: GM102 too few examples")
     assert "Traceback" not in log.decode()
+
+
+def test_after_a_rollback_the_loop_stands_where_it_stood(copied: tuple[Path, Any]) -> None:
+    """The same run again: nothing is trained, the promotion does not come back, and the page says why."""
+    from gristmill.promotion import champions, roll_back
+
+    place = Workspace(copied[0])
+    lenient = recipe(**{"promote.min_effect": -1.0, "promote.max_failure_rise": None, "promote.max_pass_drop": None})
+    outcome, _ = improve(lenient, copied[0])
+    (turn,) = outcome.turns
+    assert turn.promoted and outcome.champion == turn.checkpoint != turn.champion
+    roll_back(place, "it was a trial")
+    again, ended = improve(lenient, copied[0])
+    assert ran(ended) == ["1 report"]
+    assert not again.turns[0].promoted and again.champion == turn.champion
+    assert champions(place) == []
+    assert "rolled back" in place.page("tiny").read_text()
