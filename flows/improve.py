@@ -12,7 +12,7 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.iterate import evaluate, iterate
+from flows.iterate import evaluate, iterate, require_trainable
 from gristmill import model
 from gristmill.artifact import ArtifactRef
 from gristmill.collect.run import check
@@ -47,6 +47,7 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
     """
     recipe = with_overrides(recipe, overrides or {})
     check(recipe.policy, recipe.environment, trains=True)
+    require_trainable(recipe)
     place = Workspace(workspace)
     with place.locked(), place.entered():
         base = run(

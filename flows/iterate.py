@@ -15,6 +15,7 @@ from prefect import flow
 
 from gristmill.artifact import ArtifactRef
 from gristmill.environment import source
+from gristmill.errors import RecipeError
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
@@ -65,6 +66,21 @@ def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: in
         solved_at=recipe.environment.solved_at,
     )
     return Measured(evaluation, table)
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse, before anything is collected, what the loop's trainer cannot train on.
+
+    Raises:
+        RecipeError: the recipe's format is for another trainer.
+    """
+    form = recipe.format
+    if form.method != "sft" or form.token_ids or form.target not in ("trl", "trl-jsonl"):
+        what = "token ids" if form.token_ids else f"{form.method} for {form.target}"
+        raise RecipeError(
+            f"the loop trains by sft on trl's rows, and the recipe's format is {what}; "
+            "`gristmill prepare` writes that, for its own trainer"
+        )
 
 
 @flow(name="iterate", flow_run_name="{recipe.name}-turn-{turn}")

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from gristmill.dataset import provenance
-from gristmill.errors import GateError, UsageError
+from gristmill.errors import GateError, RecipeError, UsageError
 from gristmill.prepare import MANIFEST, launch_values, prepare
 from gristmill.prepare_command import Options, read_arguments, read_tasks
 from gristmill.recipe import build
@@ -245,3 +245,12 @@ def test_the_flow_makes_the_same_data_and_caches(file: Path, tmp_path: Path, pre
     a, b = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab")
     assert set(a) == set(b)
     assert [name for name in a if a[name] != b[name]] in ([], [MANIFEST])
+
+
+@pytest.mark.parametrize("format", [{"method": "dpo"}, {"target": "verl"}, {"token_ids": True}])
+def test_the_loop_refuses_what_its_trainer_cannot_read(format: dict[str, Any]) -> None:
+    from flows.iterate import require_trainable
+
+    require_trainable(build({}))
+    with pytest.raises(RecipeError, match="the loop trains by sft on trl's rows"):
+        require_trainable(build({"format": format}))
