@@ -130,7 +130,9 @@ def served(folder: Path, settings: PolicyRecipe, *, log: Path, start_timeout: fl
     link = place / settings.served_name
     link.unlink(missing_ok=True)
     link.symlink_to(folder.resolve(), target_is_directory=True)
-    with running(command, log, what, {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}, place) as process:
+    # Idle threads that sleep: the environment's servers need the cores too (policy.yield_cores says what it costs).
+    env = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with running(command, log, what, env, place) as process:
         wait_until(lambda: _answers(endpoint), process, start_timeout)
         yield endpoint
 

@@ -277,7 +277,8 @@ class _Engine:
         begun, there, tokens = self.marks[0]
         note = ["rollouts"]
         if (seconds := now - begun) >= 1 and self.there > there:
-            note.append(f"{(self.tokens - tokens) / seconds:.0f} tokens/s")
+            if self.tokens > tokens:
+                note.append(f"{(self.tokens - tokens) / seconds:.3g} tokens/s")
             left = (self.total - self.there - self.failed) * seconds / (self.there - there)
             note.append(f"{_duration(left)} left")
         if self.failed:
