@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,12 @@ def named(which: np.ndarray[Any, Any], names: Sequence[str]) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
+    # only names that occur: equal columns have equal dictionaries, and so equal bytes in a file
+    occurs = np.bincount(which[which >= 0], minlength=len(names)) > 0
+    numbers = np.append(np.cumsum(occurs) - 1, 0)[which].astype(np.int32)
     valid = pa.py_buffer(np.packbits(which >= 0, bitorder="little"))
-    numbers = pa.py_buffer(np.maximum(which, 0).astype(np.int32))
-    indices = pa.Array.from_buffers(pa.int32(), len(which), [valid, numbers])
-    return pa.DictionaryArray.from_arrays(indices, columns.build(names, pa.string()))
+    indices = pa.Array.from_buffers(pa.int32(), len(which), [valid, pa.py_buffer(numbers)])
+    return pa.DictionaryArray.from_arrays(indices, columns.build(list(compress(names, occurs)), pa.string()))
 
 
 def write(selection: pa.Table, path: Path) -> None:
