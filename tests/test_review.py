@@ -336,7 +336,9 @@ def test_a_sheet_goes_out_and_comes_back(session: Session, tmp_path: Path) -> No
     assert write_sheet(session.queue, session.log, "ada", sheet) == 4
     assert import_sheet(sheet, session.log, "ada") == (0, 1, 3, 0)  # nothing was filled in
     lines = [orjson.loads(line) for line in sheet.read_bytes().splitlines()]
-    assert lines[0]["decision"] == "accept" and lines[0]["messages"][-1]["text"].startswith("answer")
+    assert lines[0]["decision"] == "accept"
+    assert [message["role"] for message in lines[0]["messages"]] == ["user", "assistant"]
+    assert lines[0]["messages"][-1]["content"].startswith("answer")
     lines[1] |= {"decision": "reject", "note": "elsewhere", "their_own_field": 1}
     lines[2] |= {"decision": "accept", "reviewer": "eve"}
     lines.append({"rollout_id": "not here", "decision": "accept"})
@@ -346,6 +348,17 @@ def test_a_sheet_goes_out_and_comes_back(session: Session, tmp_path: Path) -> No
     held = {(one.rollout_id, one.reviewer): one for one in opinions(session.log.entries())}
     assert held[lines[1]["rollout_id"], "ada"].note == "elsewhere"
     assert held[lines[2]["rollout_id"], "eve"].judgement == "accept"
+
+
+def test_a_sheet_has_calls_as_chat_has_them_and_what_has_no_chat_form_as_it_is(tmp_path: Path) -> None:
+    rows = [rollout(output=[CALL, RESULT, said("done")]), rollout(output=[{"type": "web_search_call"}], task=1)]
+    tables, _ = table(tmp_path, rows)
+    write_sheet(queue.everything([tables]), DecisionLog(tmp_path / "log.jsonl"), "ada", tmp_path / "sheet.jsonl")
+    good, raw = (orjson.loads(line) for line in (tmp_path / "sheet.jsonl").read_bytes().splitlines())
+    assert good["messages"][1]["tool_calls"][0]["function"]["name"] == "look"
+    assert good["messages"][2] == {"role": "tool", "content": "found", "tool_call_id": "c1", "name": "look"}
+    assert (raw["messages"], raw["problem"][:16]) == ([], "unsupported_item")
+    assert raw["items"][1]["title"] == "output[0] web_search_call"
 
 
 def test_a_log_can_be_imported_into_another(session: Session, tmp_path: Path) -> None:

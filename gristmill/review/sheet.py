@@ -1,7 +1,9 @@
 """The queue as JSONL, for those who review elsewhere: one line a rollout, to be filled in and taken back.
 
-    rollout_id, task_key, reward, metrics, messages, tools, problem       what to look at
-    decision, tags, note                                                 what to fill in; `decision` null is undecided
+    rollout_id, task_key, reward, metrics, tools     what to look at
+    messages                                         as chat; empty for a row that has no chat form
+    items, problem                                   such a row as it is, and why
+    decision, tags, note                             what to fill in; `decision` null is undecided
 
 `read_sheet` takes these lines with whatever else another tool added, and the lines of a decision log, which say their
 reviewer and time themselves.
@@ -20,7 +22,7 @@ from pydantic import ValidationError
 from gristmill.decisions import DecisionLog, ReviewDecision, now, opinions
 from gristmill.errors import InputError, UsageError
 from gristmill.review.queue import Queue
-from gristmill.review.shown import show
+from gristmill.review.shown import Message, show
 
 
 def write_sheet(queue: Queue, log: DecisionLog, reviewer: str, path: Path) -> int:
@@ -41,8 +43,8 @@ def write_sheet(queue: Queue, log: DecisionLog, reviewer: str, path: Path) -> in
                     "task_key": rollout.task_key,
                     "reward": rollout.reward,
                     "metrics": rollout.metrics,
-                    "messages": [asdict(message) for message in shown.messages]
-                    or [asdict(item) for item in shown.items],
+                    "messages": [_chat(message) for message in shown.messages],
+                    "items": [asdict(item) for item in shown.items],
                     "tools": [asdict(tool) for tool in shown.tools],
                     "problem": shown.problem or shown.warning or None,
                     "shown": shown.digest,
@@ -56,6 +58,21 @@ def write_sheet(queue: Queue, log: DecisionLog, reviewer: str, path: Path) -> in
         temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
     return len(queue.rollouts)
+
+
+def _chat(message: Message) -> dict[str, Any]:
+    """A message in the form that most tools read; arguments are JSON text."""
+    chat: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.reasoning:
+        chat["reasoning_content"] = message.reasoning
+    if message.images:
+        chat["images"] = list(message.images)
+    if message.calls:
+        functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
+        chat["tool_calls"] = [{"id": key, "type": "function", "function": function} for key, function in functions]
+    if message.answers:
+        chat |= {"tool_call_id": message.answers, "name": message.name}
+    return chat
 
 
 class Imported(NamedTuple):
