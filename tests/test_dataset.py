@@ -218,19 +218,18 @@ def test_the_share_of_validation() -> None:
     assert places != sorted(place(str(i), 1) for i in range(10_000))
 
 
-@pytest.mark.parametrize("target", ["trl", "trl-jsonl"])
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize(("method", "target"), [("sft", "trl"), ("dpo", "trl-jsonl"), ("kto", "trl-jsonl")])
 def test_equal_bytes_on_any_number_of_workers(
     tmp_path: Path, target: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 4000)
     rows = [rollout(f"answer {i}", task=i // 4, repeat=i % 4, reward=i % 4 / 3) for i in range(80)]
     made = []
-    for workers in (1, 2, 3):
+    for workers in (1, 2):
         folder = tmp_path / str(workers)
         dataset(folder, rows, workers=workers, target=target, method=method, validation=0.2)
         made.append({path.name: path.read_bytes() for path in (folder / "export").iterdir()})
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
     assert sum(name.startswith("train") for name in made[0]) > 1 or target == "trl-jsonl"
     assert not [name for name in made[0] if name.endswith(".part")]
 
