@@ -17,6 +17,8 @@ from gristmill.recipe import Recipe, load
 from gristmill.validate_command import split
 from gristmill.workspace import Workspace
 
+_STYLES = {"new": "", "again": "yellow", "cached": "cyan"}
+
 
 def run(
     arguments: Sequence[str],
@@ -64,7 +66,10 @@ def _parts(plan: Plan, recipe: Recipe | None) -> list[RenderableType]:
     if recipe is not None:
         parts += [Text(f"# {recipe.name}, as resolved", style="bold"), Text(recipe.yaml().rstrip(), style="dim")]
         parts += [_title("What would be done"), _stages(plan.stages)]
-        parts.append(Text(f"in all {plan.rollouts:,} rollouts, {_about(plan)}{plan.tokens:,} tokens generated"))
+        if plan.changed:
+            parts.append(Text(f"the nearest run that ended here differs in {', '.join(plan.changed)}"))
+        spent = f"{plan.rollouts:,} rollouts, {_about(plan)}{plan.tokens:,} tokens generated"
+        parts.append(Text(f"in all {spent}, less what is cached"))
     for one in plan.power:
         parts += [_title(f"What an evaluation could detect{f': {one.name}' if one.name else ''}"), *_power(one)]
     for note in plan.notes:
@@ -85,12 +90,14 @@ def _stages(stages: Sequence[Stage]) -> Table:
     table.add_column("stage", no_wrap=True)
     for name in ("times", "rows", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold", max_width=44)
     table.add_column("what", overflow="fold")
     for one in stages:
         sign = "≤ " if one.bound else ""
         rows = "" if one.rows is None else f"{sign}{one.rows:,}"
         tokens = "" if one.tokens is None else f"{sign}{one.tokens:,}"
-        table.add_row(one.stage, f"{one.times} ×" if one.times > 1 else "", rows, tokens, one.what)
+        state = Text(one.state, style=_STYLES[one.state.split(" ")[0].removesuffix(":")])
+        table.add_row(one.stage, f"{one.times} ×" if one.times > 1 else "", rows, tokens, state, one.what)
     return table
 
 

@@ -20,6 +20,7 @@ from gristmill.checks.remedies import TaskCounts, more_rows
 from gristmill.evaluation import Evaluation, read_evaluation
 from gristmill.power import Variance, assumed, detectable, of_one, of_two, standard_error, tasks_needed
 from gristmill.recipe import Recipe
+from gristmill.redo import redo
 from gristmill.scale import scale
 from gristmill.store import Store
 
@@ -41,6 +42,7 @@ class Stage(_Model):
     rows: int | None = Field(None, description="Rollouts, rows or tasks each time, at most.")
     tokens: int | None = Field(None, description="Generated or trained each time.")
     bound: bool = Field(True, description="Rows and tokens are upper bounds, not measured before.")
+    state: str = Field("new", description="`new`, `cached`, or `again` and the change that makes it so.")
 
 
 class Choice(_Model):
@@ -73,8 +75,9 @@ class Plan(_Model):
 
     recipe: dict[str, Any] | None
     stages: tuple[Stage, ...]
-    rollouts: int = Field(description="To be generated in all.")
-    tokens: int = Field(description="To be generated in all.")
+    rollouts: int = Field(description="In all, if nothing is cached.")
+    tokens: int = Field(description="Generated in all, if nothing is cached.")
+    changed: tuple[str, ...] = Field((), description="Fields that differ from the nearest run that ended here.")
     power: tuple[Power, ...]
     notes: tuple[str, ...] = ()
 
@@ -85,7 +88,7 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     Args:
         store: of a workspace with earlier work, whose measurements count; None if there is none.
     """
-    past = _Past(store)
+    past = _Past(store, recipe)
     notes: list[str] = []
     tasks, heldout = recipe.environment.tasks, recipe.environment.heldout
     if tasks is None or heldout is None:
@@ -134,8 +137,7 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     add(
         "train",
         f"{recipe.train.epochs:g} epochs, "
-        + (f"LoRA of rank {recipe.train.lora_rank}" if recipe.train.lora_rank else "all weights")
-        + ", from the base",
+        + (f"LoRA of rank {recipe.train.lora_rank}" if recipe.train.lora_rank else "all weights"),
         turns,
         chosen,
         bound=guess,
@@ -169,6 +171,7 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
         stages=tuple(stages),
         rollouts=rollouts,
         tokens=tokens,
+        changed=past.redo.changed,
         power=found,
         notes=tuple(notes),
     )
@@ -280,7 +283,7 @@ def _expected_rows(recipe: Recipe, past: _Past) -> tuple[int | None, str]:
 class _Past:
     """What a workspace has measured: its latest evaluations on one set of tasks, and the lengths of its rollouts."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, recipe: Recipe) -> None:
         manifests = [] if store is None else [store.manifest(ref) for ref in store.refs()]
         manifests.sort(key=lambda one: (one.created, one.digest))
         self.evaluations: list[Evaluation] = []
@@ -289,6 +292,8 @@ class _Past:
             every = [read_evaluation(store, one.ref) for one in scored]
             self.evaluations = [one for one in every if one.tasks == every[-1].tasks]
         self.rollouts = [one for one in manifests if one.kind == "rollouts"]
+        ended = [one for one in manifests if one.kind == "report" and one.stage == "report"]
+        self.redo = redo(recipe.resolved(), ended)
         self.splits = {one.ref: one.settings.get("split") for one in manifests if one.kind == "tasks"}
 
     @property

@@ -1,0 +1,119 @@
+"""Redo: which stages of a recipe a workspace holds already, and which setting makes the others run again.
+
+A report's manifest has the resolved recipe of a run that ended. The recipe at hand is compared with the nearest of
+them, the one that differs in the fewest fields; whatever a differing field feeds, and all that follows from it, runs
+again. Stages are cached by their own inputs, so a stage may turn out to be cached though this says otherwise (another
+run made it); never the other way round, as long as nothing was deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gristmill.artifact import Manifest
+
+# What feeds what within a turn; the challenger's evaluation decides who collects in the next.
+FOLLOWS: dict[str, tuple[str, ...]] = {
+    "held-out tasks": ("evaluate",),
+    "tasks": ("collect",),
+    "collect": ("curate",),
+    "curate": ("format",),
+    "format": ("validate", "train"),
+    "validate": (),
+    "train": ("evaluate",),
+    "evaluate": ("promote",),
+    "promote": (),
+}
+_EVERYTHING = ("held-out tasks", "tasks")
+# The first of these prefixes that fits a field says which stages it feeds.
+_FEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("name", ()),
+    ("rollouts", ()),
+    ("turns", ()),
+    ("requests.", ()),
+    ("environment.tasks", ("tasks",)),
+    ("environment.heldout", ("held-out tasks",)),
+    ("environment.", _EVERYTHING),
+    ("seed", _EVERYTHING),
+    ("policy.", ("collect", "evaluate", "train")),
+    ("collect.", ("collect",)),
+    ("review.", ("curate",)),
+    ("curate.", ("curate",)),
+    ("format.", ("format",)),
+    ("checks.", ("validate",)),
+    ("train.", ("train",)),
+    ("evaluate.", ("evaluate",)),
+    ("promote.", ("promote",)),
+)
+
+
+class Redo(NamedTuple):
+    """What a workspace makes of a recipe."""
+
+    turns: int
+    """Turns of the nearest run that ended; 0 if none did."""
+    changed: tuple[str, ...]
+    """Fields that differ from it, as `train.epochs: 2 → 1`."""
+    again: dict[str, str]
+    """Stage → the change that makes it run again, from the first turn on."""
+
+    def state(self, stage: str, turns: int) -> str:
+        """In words, for a stage of a recipe with so many turns."""
+        if not self.turns:
+            return "new"
+        if stage in self.again:
+            return f"again: {self.again[stage]}"
+        later = [change for other, change in self.again.items() if other in ("train", "evaluate", "promote")]
+        if later and stage in ("collect", "curate", "format", "validate", "train") and turns > 1:
+            return f"cached in turn 1, then again: {later[0]}"
+        if turns > self.turns and stage not in ("held-out tasks",):
+            return f"cached for {self.turns} turns, then new"
+        return "cached"
+
+
+def redo(resolved: Mapping[str, Any], reports: list[Manifest]) -> Redo:
+    """Compare a resolved recipe with those of runs that ended."""
+    fields = _flat(resolved)
+    nearest: list[tuple[int, str, dict[str, Any]]] = []
+    for report in reports:
+        before = _flat(report.settings)
+        if "turns" in before:
+            nearest.append(
+                (sum(fields.get(k) != before.get(k) for k in fields.keys() | before.keys()), report.digest, before)
+            )
+    if not nearest:
+        return Redo(0, (), {})
+    _, _, before = min(nearest, key=lambda one: one[:2])
+    changed = {
+        name: f"{name}: {_shown(before.get(name))} → {_shown(fields.get(name))}"
+        for name in sorted(fields.keys() | before.keys())
+        if fields.get(name) != before.get(name)
+    }
+    again: dict[str, str] = {}
+    for name, text in changed.items():
+        # a field that no prefix knows may feed anything
+        for stage in next((stages for prefix, stages in _FEEDS if name.startswith(prefix)), _EVERYTHING):
+            _mark(stage, text, again)
+    return Redo(int(before["turns"]), tuple(changed.values()), again)
+
+
+def _mark(stage: str, text: str, again: dict[str, str]) -> None:
+    if stage not in again:
+        again[stage] = text
+        for after in FOLLOWS[stage]:
+            _mark(after, text, again)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
