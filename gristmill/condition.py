@@ -222,7 +222,7 @@ class Names:
             "SELECT function_name, function_type, stability, macro_definition FROM duckdb_functions()"
         ).fetchall()
         scalar = {(name, stability == "CONSISTENT") for name, kind, stability, _ in rows if kind == "scalar"}
-        unsteady = {name for name, steady in scalar if not steady} | {"select", "current_user", "current_timestamp"}
+        unsteady = {name for name, steady in scalar if not steady} | {"select", "getvariable"}
         macros = {
             name
             for name, kind, _, body in rows
