@@ -415,7 +415,11 @@ def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, a
         if embedded:
             embedded.wait()
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
-            made = flow(request.recipe, str(place.root), files=list(request.files))
+            try:
+                made = flow(request.recipe, str(place.root), files=list(request.files))
+            except KeyboardInterrupt:
+                print("interrupted; the same command goes on from here", file=sys.stderr)
+                sys.exit(130)
     done = publish_run(place.store, made.table, made.dataset, made.report, out, request.recipe, force=force)
     tell_result(done.folder, request.recipe, done.counts, done.report, json=as_json)
 

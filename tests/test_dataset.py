@@ -391,6 +391,18 @@ def test_no_cross_task_pair_no_tie_no_identical_sides(
         assert line["prompt"][0]["content"] == f"question {made[better.line - 1]['_ng_task_index']}?"
 
 
+def test_metrics_must_be_better_too(tmp_path: Path) -> None:
+    rows = [
+        rollout("best", repeat=0, reward=1.0, accuracy=0.0),
+        rollout("good", repeat=1, reward=0.9, accuracy=1.0),
+        rollout("bad", repeat=2, reward=0.0, accuracy=0.0),
+    ]
+    dataset(tmp_path / "a", rows, method="dpo", pairs=PairsRecipe(metrics=("accuracy",)))
+    assert [line["chosen"][0]["content"] for line in lines(tmp_path / "a")] == ["good"]
+    with pytest.raises(RecipeError, match="no rollout has the metric 'acuracy'; there are: accuracy"):
+        dataset(tmp_path / "b", rows, method="dpo", pairs=PairsRecipe(metrics=("acuracy",)))
+
+
 # ---- kto, rl, token ids
 
 

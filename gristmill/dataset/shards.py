@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill import scan
 from gristmill.dataset import split
+from gristmill.errors import RecipeError
 from gristmill.example import Method
 from gristmill.reasons import DropReason
 from gristmill.recipe import FormatRecipe
@@ -120,6 +121,11 @@ def _scales(db: duckdb.DuckDBPyConnection) -> dict[str, Scale]:
 
 
 def _metric_scales(db: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[str, dict[str, Scale]]:
+    """environment → metric → scale.
+
+    Raises:
+        RecipeError: no rollout has such a metric.
+    """
     found: dict[str, dict[str, Scale]] = {}
     for name in names:
         rows = db.execute(
@@ -127,6 +133,10 @@ def _metric_scales(db: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[
             f"(SELECT environment, map_extract(metrics, {scan.text(name)})[1] AS v FROM rollouts) "
             "WHERE v IS NOT NULL GROUP BY 1"
         ).fetchall()
+        if not rows:
+            known = db.execute("SELECT DISTINCT unnest(map_keys(metrics)) AS name FROM rollouts ORDER BY 1").fetchall()
+            there = ", ".join(one for (one,) in known) or "none"
+            raise RecipeError(f"format.pairs.metrics: no rollout has the metric {name!r}; there are: {there}")
         for environment, low, high, binary in rows:
             found.setdefault(environment, {})[name] = scale(low, high, binary)
     return found
