@@ -222,7 +222,7 @@ class Names:
             "SELECT function_name, function_type, stability, macro_definition FROM duckdb_functions()"
         ).fetchall()
         scalar = {(name, stability == "CONSISTENT") for name, kind, stability, _ in rows if kind == "scalar"}
-        unsteady = {name for name, steady in scalar if not steady} | {"select", "getvariable"}
+        unsteady = {name for name, steady in scalar if not steady} | {"select", *_SETTINGS}
         macros = {
             name
             for name, kind, _, body in rows
@@ -358,6 +358,7 @@ class Names:
         return tuple(found)
 
 
+_SETTINGS = ("current_setting", "getvariable")  # which DuckDB 1.4 takes for constants
 _AGGREGATES = frozenset(("avg", "mean", "min", "max", "sum", "count", "count_star", "stddev", "median"))
 
 
