@@ -45,6 +45,7 @@ def started(
     require_free(port)
     command = [found, "env", "start", *settings.start]
     command += [f"+head_server.host={head.hostname}", f"+head_server.port={port}"]
+    command += [f"hydra.run.dir={log.parent / 'hydra'}"]  # else it leaves a folder `outputs` where we run
     command += ["--model", policy.model, "--model-url", policy.base_url]
     command += ["--model-api-key", os.environ.get(policy.api_key_env or "", "") or "none"]
     bin_folder = str(Path(found).resolve().parent)

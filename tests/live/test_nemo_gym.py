@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,11 +74,11 @@ def stack(gym_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         text=True,
         check=True,
     ).stdout.strip()
-    low = free_port() // 1000 * 1000  # some thousand of ports that are mostly free
+    low = 20100 + os.getpid() % 100 * 100  # below the ports that the kernel hands to clients
     start = ["--config", "environments/reasoning_gym/config.yaml"]
     start += ["--config", "environments/workplace_assistant/config.yaml", "--model-type", "vllm_model"]
     start += ["+skip_venv_if_present=true", f"+uv_venv_dir={gym_python.parents[2] / 'gym-servers'}"]
-    start += [f"+port_range_low={low}", f"+port_range_high={low + 999}"]
+    start += [f"+port_range_low={low}", f"+port_range_high={low + 99}"]
     settings = EnvironmentRecipe(
         name="nemo-gym",
         head=f"http://127.0.0.1:{free_port()}",
@@ -129,7 +130,10 @@ def port(stack: Stack) -> int:
 
 def test_tools_are_run_and_several_agents_share_an_input(stack: Stack, tmp_path: Path) -> None:
     examples = [
-        lines(stack.data / "environments" / name / "data" / "example.jsonl")[:2]
+        [
+            {**row, "agent_ref": {"type": "responses_api_agents", "name": f"{name}_simple_agent"}}
+            for row in lines(stack.data / "environments" / name / "data" / "example.jsonl")[:2]
+        ]
         for name in ("workplace_assistant", "reasoning_gym")
     ]
     tasks = tmp_path / "tasks.jsonl"
