@@ -242,7 +242,7 @@ def test_after_a_rollback_the_loop_stands_where_it_stood(copied: tuple[Path, Any
     from gristmill.promotion import champions, roll_back
 
     place = Workspace(copied[0])
-    lenient = recipe(**{"promote.min_effect": -1.0, "promote.max_failure_rise": None, "promote.max_pass_drop": None})
+    lenient = recipe(**{"promote.min_effect": -1.0, "promote.max_failure_rise": "", "promote.max_pass_drop": ""})
     outcome, _ = improve(lenient, copied[0])
     (turn,) = outcome.turns
     assert turn.promoted and outcome.champion == turn.checkpoint != turn.champion
