@@ -17,7 +17,7 @@ from gristmill.recipe import Recipe, load
 from gristmill.validate_command import split
 from gristmill.workspace import Workspace
 
-_STYLES = {"new": "", "again": "yellow", "cached": "cyan"}
+_STYLES = {"new": "", "again": "yellow", "base": "yellow", "cached": "cyan"}
 
 
 def run(

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.artifact import Manifest
+from gristmill.checks.registry import many
 from gristmill.checks.remedies import TaskCounts, more_rows
 from gristmill.evaluation import Evaluation, read_evaluation
 from gristmill.power import Variance, assumed, detectable, of_one, of_two, standard_error, tasks_needed
@@ -103,10 +104,11 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     per_train, train_seen = past.tokens_each("train", recipe.collect.max_new_tokens)
 
     def add(
-        stage: str, what: str, times: int, rows: int | None = None, tokens: float | None = None, **more: Any
+        stage: str, what: str, times: int, rows: int | None = None, each: float | None = None, *, bound: bool = True
     ) -> None:
-        shown = None if rows is None or tokens is None else math.ceil(rows * tokens)
-        stages.append(Stage(stage=stage, what=what, times=times, rows=rows, tokens=shown, **more))
+        tokens = None if rows is None or each is None else math.ceil(rows * each)
+        state = past.redo.state(stage, turns)
+        stages.append(Stage(stage=stage, what=what, times=times, rows=rows, tokens=tokens, bound=bound, state=state))
 
     sampling, held = recipe.collect, recipe.evaluate
     add("held-out tasks", f"{recipe.environment.name}, the same for every policy", 1, heldout, bound=False)
@@ -133,7 +135,7 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     guess = past.counts is None
     add("curate", _curation(recipe) + (", of all turns so far" if grows else ""), turns, chosen, bound=guess)
     add("format", f"{recipe.format.method} for {recipe.format.target}", turns, chosen, bound=guess)
-    add("validate", f"stops below {recipe.checks.min_examples} rows, or on any other error", turns)
+    add("validate", f"stops below {many(recipe.checks.min_examples, 'row')}, or on any other error", turns)
     add(
         "train",
         f"{recipe.train.epochs:g} epochs, "
@@ -268,7 +270,9 @@ def _expected_rows(recipe: Recipe, past: _Past) -> tuple[int | None, str]:
     """Rows that a first turn would choose, and how one knows."""
     tasks, samples, cap = recipe.environment.tasks, recipe.collect.samples, recipe.curate.per_task
     most = None if tasks is None else tasks * (samples if cap is None else min(samples, cap))
-    if past.counts is None or tasks is None or recipe.curate.min_reward is None:
+    if recipe.curate.min_reward is None:
+        return most, "rows are upper bounds: curation leaves out what repeats or cannot be used"
+    if past.counts is None or tasks is None:
         return most, "rows are upper bounds: nothing has been measured in this workspace yet"
     # from nothing chosen yet, `samples` further rollouts of each evaluated task, at its own success rate
     fresh = [TaskCounts(n, good, 0, 0, 0) for n, good in past.counts]
@@ -311,7 +315,9 @@ class _Past:
         return (scale(min(values), max(values)).unit or 1.0) if values else 1.0
 
     def variance(self) -> Variance | None:
-        """Of the two latest policies on the same tasks; else of the only one."""
+        """Of the two latest policies on the same tasks; else of the only one; None if all rewards are one."""
+        if not any(len(set(row)) > 1 for one in self.evaluations for row in one.rewards.values()):
+            return None
         if len(self.evaluations) > 1:
             first, last = self.evaluations[-2:]
             return of_two(last.rewards, first.rewards, _two(last, first))

@@ -63,12 +63,15 @@ class Redo(NamedTuple):
         if not self.turns:
             return "new"
         if stage in self.again:
-            return f"again: {self.again[stage]}"
+            change = self.again[stage]
+            # the base is still what it was, and so is its score
+            base = stage == "evaluate" and not change.startswith(("environment.", "evaluate.", "policy.", "seed"))
+            return f"base cached, challengers again: {change}" if base else f"again: {change}"
         later = [change for other, change in self.again.items() if other in ("train", "evaluate", "promote")]
         if later and stage in ("collect", "curate", "format", "validate", "train") and turns > 1:
             return f"cached in turn 1, then again: {later[0]}"
         if turns > self.turns and stage not in ("held-out tasks",):
-            return f"cached for {self.turns} turns, then new"
+            return f"cached for {self.turns} turn{'' if self.turns == 1 else 's'}, then new"
         return "cached"
 
 

@@ -188,3 +188,42 @@ def test_a_plan_writes_nothing(recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     planned(str(recipe), workspace=tmp_path / "workspace")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_uses_what_the_workspace_measured(recipe: Path, tmp_path: Path) -> None:
+    """Two evaluations, a collection and a finished run: variance, lengths and solve rates are observed."""
+    import numpy as np
+
+    from gristmill.evaluation import FILE, Scored, evaluate
+    from gristmill.recipe import load
+    from gristmill.workspace import Workspace
+
+    store = Workspace(tmp_path / "workspace").store
+    with store.draft("tasks") as draft:
+        draft.write_json("tasks.jsonl", [])
+        tasks = draft.commit(stage="make-tasks", settings={"split": "heldout"}, counts={"tasks": 20})
+    with store.draft("rollouts") as draft:
+        draft.write_json("rollouts.jsonl", [])
+        draft.commit(stage="collect", parents=[tasks], counts={"rollouts": 40, "tokens": 600})
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        with store.draft("checkpoint") as draft:
+            draft.write_json("model.json", number)
+            policy = draft.commit(stage="train")
+        rollouts = [Scored(t, float(rng.random() < 0.5), False, 3, f"{t} {n}") for t in range(20) for n in range(2)]
+        found = evaluate(policy, tasks, [{}] * 20, rollouts, samples=2, confidence=0.95)
+        with store.draft("evaluation") as draft:
+            draft.write_json(FILE, found)
+            draft.commit(stage="evaluate", parents=[policy, tasks])
+    with store.draft("report") as draft:
+        draft.write_json("summary.json", {})
+        draft.commit(stage="report", settings=load(recipe).resolved())
+
+    plan = orjson.loads(planned(str(recipe), "train.epochs=1", json=True, workspace=tmp_path / "workspace"))
+    stages = {stage["stage"]: stage for stage in plan["stages"]}
+    assert "observed on the two latest policies evaluated" in plan["power"][0]["variance"]["source"]
+    assert (stages["evaluate"]["tokens"], stages["evaluate"]["bound"]) == (40 * 15, False)
+    assert stages["collect"]["bound"]
+    assert 10 < stages["curate"]["rows"] < 30
+    assert stages["train"]["state"] == "again: train.epochs: 2.0 → 1.0"
+    assert plan["changed"] == ["train.epochs: 2.0 → 1.0"]
