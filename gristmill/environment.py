@@ -1,6 +1,7 @@
 """Environments: what hands out tasks and verifies answers, in NeMo Gym's row format.
 
     arithmetic                embedded, procedural
+    reasoning-gym             procedural, over a hundred families (gristmill/reasoning.py)
     package.module:function   a verifier of somebody's own, for tasks in a file
     nemo-gym                  servers: they verify themselves (gristmill/collect/gym.py), tasks come from a file
 
@@ -25,7 +26,7 @@ from gristmill.store import Store
 
 GYM = "nemo-gym"
 TASKS = "tasks.jsonl"
-_BUILT_IN = {"arithmetic": "gristmill.arithmetic"}
+_BUILT_IN = {"arithmetic": "gristmill.arithmetic", "reasoning-gym": "gristmill.reasoning"}
 _HELDOUT_SHARE = 5
 """One task in this many is held out of a file that has no held-out file beside it."""
 
@@ -123,6 +124,10 @@ def make_tasks(settings: EnvironmentRecipe, split: Split, seed: int, turn: int) 
                 f"environment.{'heldout' if split == 'heldout' else 'tasks'}: null means all of a file, and "
                 f"{settings.name} has no end; give a number"
             )
+        if settings.name == "reasoning-gym":
+            from gristmill import reasoning
+
+            return reasoning.make_tasks(count, seed, split, turn, settings.families)
         return environment(settings.name).make_tasks(count, seed, split, turn)
     return _from_file(settings, split, count, seed, turn)
 

@@ -63,5 +63,5 @@ def test_a_resumed_collection_is_the_undisturbed_one(model: Path, tmp_path: Path
 
 
 def test_an_unknown_environment_is_named() -> None:
-    with pytest.raises(RecipeError, match="'chess' is not known; expected one of arithmetic, nemo-gym"):
+    with pytest.raises(RecipeError, match="'chess' is not known; expected one of arithmetic, reasoning-gym, nemo-gym"):
         environment("chess")
