@@ -88,6 +88,9 @@ def inspect(
 def review(
     what: Annotated[list[str], typer.Argument(metavar="FILES...|NAME", help="Rollout files, or a recipe's name.")],
     everything: Annotated[bool, typer.Option("--all", help="All rollouts instead of a sample.")] = False,
+    where: Annotated[
+        list[str] | None, typer.Option(help="All rollouts of which this is true, as in a recipe's curate.where.")
+    ] = None,
     low: Annotated[int, typer.Option(min=0, help="Rollouts of low reward in the sample.")] = 10,
     middle: Annotated[int, typer.Option(min=0, help="Rollouts of middle reward in it.")] = 10,
     high: Annotated[int, typer.Option(min=0, help="Rollouts of high reward in it.")] = 10,
@@ -115,7 +118,7 @@ def review(
     run(
         what,
         workspace=workspace,
-        sizes=Sizes(low, middle, high, seed, everything),
+        sizes=Sizes(low, middle, high, seed, everything, tuple(where or ())),
         reviewer=reviewer,
         port=port,
         log=log,

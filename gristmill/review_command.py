@@ -36,13 +36,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # of a recipe
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the sample: how many rollouts of low, middle and high reward; all rollouts if `everything`."""
+    """Of the sample: how many rollouts of low, middle and high reward. With `everything` or conditions, all (such)."""
 
     low: int = 10
     middle: int = 10
     high: int = 10
     seed: int = 0
     everything: bool = False
+    where: tuple[str, ...] = ()
+
+    @property
+    def sampled(self) -> bool:
+        return not (self.everything or self.where)
 
 
 class _Opened(NamedTuple):
@@ -117,7 +122,7 @@ def _run(name: str, place: Workspace, sizes: Sizes) -> _Opened:
     from gristmill.table import parts
 
     store = place.store
-    if (drawn := announced(place, name)) and not sizes.everything:
+    if (drawn := announced(place, name)) and sizes.sampled:
         tables = [parts(store.path(table)) for table in drawn.tables]
         title = f"{name}, turn {drawn.turn}"
         waiting = "A run that waits for these goes on by itself now. You can close this page."
@@ -157,8 +162,8 @@ def _queue(tables: Sequence[Sequence[Path]], sizes: Sizes) -> Queue:
     from gristmill.review import queue
     from gristmill.sample import stratified
 
-    if sizes.everything:
-        return queue.everything(tables)
+    if not sizes.sampled:
+        return queue.everything(tables, sizes.where)
     sample = stratified(tables, low=sizes.low, middle=sizes.middle, high=sizes.high, seed=sizes.seed)
     if not sample:
         raise UsageError("the sample is empty; ask for more with --low, --middle or --high, or for --all")

@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from gristmill.decisions import DecisionLog, effective, opinions
-from gristmill.errors import InputError, StoreError, UsageError
+from gristmill.errors import InputError, RecipeError, StoreError, UsageError
 from gristmill.review import queue
 from gristmill.review.server import bind, serving
 from gristmill.review.session import Session, status
@@ -88,7 +88,8 @@ def test_a_row_that_cannot_be_trained_on_says_so() -> None:
 def test_lone_surrogates_and_huge_numbers_are_shown() -> None:
     line = json.dumps(rollout("a\ud800b", odd=10**400)).encode()
     shown = show(line)
-    assert shown.messages[-1].text == "a\N{REPLACEMENT CHARACTER}b"
+    assert shown.problem  # no chat form, but it can be looked at
+    assert "a\N{REPLACEMENT CHARACTER}b" in shown.items[-1].text
     assert len(shown.digest) == 64
 
 
@@ -125,6 +126,18 @@ def test_a_queue_of_all_is_in_input_order(tmp_path: Path) -> None:
     tables, _ = table(tmp_path, [rollout("a", reward=1.0), rollout("b", task=1, reward=None), rollout("c", task=2)])
     everything = queue.everything([tables])
     assert [show(one.raw()).preview for one in everything.rollouts] == ["a", "c"]
+
+
+def test_a_queue_of_those_that_a_condition_holds_for(tmp_path: Path) -> None:
+    rows = [rollout(f"a{i}", task=i // 2, repeat=i % 2, reward=float(i % 2), accuracy=i / 4) for i in range(4)]
+    tables, _ = table(tmp_path, rows)
+    found = queue.everything([tables], ["reward = 0", "accuracy > 0.1"])
+    assert [show(one.raw()).preview for one in found.rollouts] == ["a2"]
+    assert [one.reward for one in found.attempts(found.rollouts[0])] == [1, 0]  # others stand beside it all the same
+    with pytest.raises(UsageError, match="no rollout is like that"):
+        queue.everything([tables], ["reward > 5"])
+    with pytest.raises(RecipeError, match=r"--where.*acuracy.*accuracy"):
+        queue.everything([tables], ["acuracy > 0"])
 
 
 def test_a_rollout_that_is_in_two_tables_comes_once(tmp_path: Path) -> None:

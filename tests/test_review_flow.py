@@ -44,7 +44,7 @@ def stopped(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     root = tmp_path_factory.mktemp("reviewed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(waiting.WAIT_VARIABLE, "0")
-        with pytest.raises(GateError, match=r"turn 1 waits for review: \d of \d rollouts are not decided"):
+        with pytest.raises(GateError, match=r"turn 1 waits for review, \d of \d undecided"):
             improve(recipe(**REVIEWED), root, {})
     return root
 

@@ -86,40 +86,63 @@ class Queue:
         return sorted(same, key=lambda one: (-one.reward, one.rollout_index or 0, one.rollout_id))
 
 
-def everything(tables: Sequence[Sequence[Path]]) -> Queue:
-    """Every usable rollout, in the order of the input.
+def everything(tables: Sequence[Sequence[Path]], where: Sequence[str] = ()) -> Queue:
+    """Every usable rollout of which the conditions are true (gristmill/condition.py), in the order of the input.
 
     Raises:
         UsageError: there are more than `MOST`, or none.
+        RecipeError: a condition cannot be used; says why, and which names there are.
     """
-    known = _read(tables, "true", [])
-    if len(known) > MOST:
+    ids = _matching(tables, where)
+    if not ids:
+        raise UsageError("no rollout is like that; ask for less with --where")
+    if len(ids) > MOST:
         raise UsageError(
-            f"{len(known):,} rollouts are too many to review one by one (at most {MOST:,}); "
-            "leave --all out to review a sample"
+            f"{len(ids):,} rollouts are too many to review one by one (at most {MOST:,}); "
+            "narrow them down with --where, or review a sample"
         )
-    return Queue(tuple(known.values()), known)
+    known = _with_attempts(tables, ids)
+    return Queue(tuple(known[key] for key in ids), known)
 
 
 def sampled(tables: Sequence[Sequence[Path]], sample: Sequence[Sampled], seed: int) -> Queue:
     """The rollouts of a sample, mixed by the seed: whoever stops half-way has seen a fair half of it."""
     ids = [one.rollout_id for one in sample]
     strata = {one.rollout_id: one.stratum for one in sample}
-    known = _read(
-        tables,
-        "rollout_id IN (SELECT unnest($ids)) "
-        "OR task_key IN (SELECT task_key FROM rollouts WHERE rollout_id IN (SELECT unnest($ids)))",
-        ids,
-    )
+    known = _with_attempts(tables, ids)
     known |= {key: replace(known[key], stratum=strata[key]) for key in strata if key in known}
     mixed = sorted(strata, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     return Queue(tuple(known[key] for key in mixed if key in known), known)
 
 
-def _read(tables: Sequence[Sequence[Path]], condition: str, ids: list[str]) -> dict[str, Rollout]:
-    query = f"SELECT {scan.POSITION}, {', '.join(_COLUMNS)} FROM rollouts WHERE {condition} ORDER BY {scan.POSITION}"
+def _matching(tables: Sequence[Sequence[Path]], where: Sequence[str]) -> list[str]:
+    """Ids in the order of the input, each once."""
+    import duckdb
+
+    from gristmill.condition import Names
+
     with scan.connect(tables) as db:
-        rows = db.execute(query, {"ids": ids} if "$ids" in query else None).fetchall()
+        db.execute("CREATE TEMP TABLE decisions (rollout_id VARCHAR, decision VARCHAR)")
+        names = Names(db)
+        conditions = [one for text in where for one in names.conditions(text, "--where")]
+        names.check([(one.text, "--where", one.sql) for one in conditions])
+        test = " AND ".join(f"({one.sql}) IS TRUE" for one in conditions) or "true"
+        query = f"SELECT rollout_id FROM ({names.source()}) WHERE {test} ORDER BY {scan.POSITION}"
+        try:
+            return list(dict.fromkeys(row[0] for row in db.execute(query).fetchall()))
+        except duckdb.Error as error:
+            raise names.refusal(" and ".join(where), "--where", error) from None
+
+
+def _with_attempts(tables: Sequence[Sequence[Path]], ids: Sequence[str]) -> dict[str, Rollout]:
+    """These rollouts and all others of their tasks, by id, in the order of the input."""
+    query = (
+        f"SELECT {scan.POSITION}, {', '.join(_COLUMNS)} FROM rollouts WHERE rollout_id IN (SELECT unnest($ids)) "
+        "OR task_key IN (SELECT task_key FROM rollouts WHERE rollout_id IN (SELECT unnest($ids))) "
+        f"ORDER BY {scan.POSITION}"
+    )
+    with scan.connect(tables) as db:
+        rows = db.execute(query, {"ids": list(ids)}).fetchall()
     known: dict[str, Rollout] = {}
     for at_table, at_file, at_row, *columns in rows:
         rollout = Rollout(tables[at_table][at_file], at_row, *columns)

@@ -143,8 +143,8 @@ def wait(
             return
         if deadline is not None and time.monotonic() >= deadline:
             raise GateError(
-                f"turn {waiting.turn} waits for review: {looked.rollouts - looked.decided} of {looked.rollouts} "
-                f"rollouts are not decided; run `{command(workspace, waiting.recipe)}`, then the same command again"
+                f"turn {waiting.turn} waits for review, {looked.rollouts - looked.decided} of {looked.rollouts} "
+                f"undecided; run `{command(workspace, waiting.recipe)}`, then the same command again"
             )
         time.sleep(_POLL if deadline is None else min(_POLL, max(0.0, deadline - time.monotonic())))
 
