@@ -105,6 +105,12 @@ def test_real_tasks_of_many_templates(shared: Path) -> None:
     assert len(leaks([*training, *planted], evaluation).overlapping) == 10
 
 
+def test_a_leak_that_is_wrapped_in_many_ways_is_no_template() -> None:
+    training = [*filler(60), *(wrapped(task(f"Variant {n}, please. {TEXT} This was number {n}.")) for n in range(40))]
+    (leak,) = leaks(training, [task(TEXT)]).overlapping
+    assert (leak.share, leak.where) == (1.0, "train.jsonl:61")
+
+
 def test_the_reviewed_list_takes_leaks_out_and_names_what_it_does_not_know() -> None:
     allowed = {task_id(TEXT): "an example of the format", "feedfeedfeedfeed": "gone"}
     found = leaks([*filler(20), task(TEXT)], [task(TEXT)], allowed=allowed)

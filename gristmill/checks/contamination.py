@@ -10,8 +10,9 @@ their words. Two ways to leak:
 Own words make the difference between a copy and a shared template. An n-gram that stands in three distinct
 evaluation prompts, or in more than ten training prompts (fewer where there are few), is the environment's wording and
 tells nothing; words that only such n-grams hold are not the task's own. Of a task with few own words (under 2n: the
-slots of a template) all must be repeated, since `What is 17 + 25?` and `What is 17 + 3?` are different tasks. A prompt
-that several different evaluation tasks share identifies none of them and is left out.
+slots of a template) all must be repeated, since `What is 17 + 25?` and `What is 17 + 3?` are different tasks. A task
+that one training prompt holds from the first word to the last leaks, however many training prompts do. A prompt that
+several different evaluation tasks share identifies none of them and is left out.
 
 Sources: n from the evaluation set's lengths, and ignoring frequent n-grams: Brown et al. 2020 (GPT-3,
 arXiv:2005.14165, appendix C; n between 8 and 13, the fifth percentile of lengths); the share of 0.7: Chowdhery et al.
@@ -21,6 +22,7 @@ arXiv:2307.09288, appendix A.6).
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -91,7 +93,11 @@ def _texts(value: Any) -> Iterable[str]:
 
 def task_id(text: str) -> str:
     """What `checks.allowed_overlaps` names an evaluation task by: 16 hex digits of its prompt's words."""
-    return digest(read_words(text).words)[:16]
+    return _id(read_words(text).words)
+
+
+def _id(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def find_leaks(
@@ -121,13 +127,17 @@ def find_leaks(
         np.concatenate([np.unique(task.grams) for task in tasks] or [np.empty(0, np.uint64)]), return_counts=True
     )
     by_words = {task.id: task for task in tasks}
+    keys = _keys(tasks, known, df)
+    is_key = np.zeros(len(known), bool)
+    is_key[list(keys)] = True
     exact: dict[str, Leak] = {}
+    whole: dict[str, int] = {}  # tasks that a training prompt holds from the first word to the last
     seen = np.zeros(len(known), np.int64)  # training prompts that hold the n-gram
     hits: list[np.ndarray] = []
     prompts: list[tuple[str, int]] = []
-    for prompt in training:
+    for number, prompt in enumerate(training):
         words = read_words(prompt.text)
-        same = by_words.get(digest(words.words)[:16])
+        same = by_words.get(_id(words.words))
         if same is None and prompt.question:
             same = questions.get(" ".join(read_words(prompt.question).words))
         if same is not None and same.id not in exact:
@@ -140,13 +150,13 @@ def find_leaks(
                 where=prompt.where,
                 rollouts=prompt.rollouts,
             )
-        grams = np.unique(ngrams(words.words, n))
-        at = np.searchsorted(known, grams)
-        at = at[at < len(known)] if len(known) else at[:0]
-        at = at[np.isin(known[at], grams)] if len(at) else at
-        at = np.unique(at)
+        at = _found(known, ngrams(words.words, n))
         seen[at] += 1
-        hits.append(at.astype(np.int32))
+        hits.append(at)
+        for key in at[is_key[at]].tolist():
+            for name, grams in keys[key]:
+                if name not in whole and np.isin(grams, at, assume_unique=True).all():
+                    whole[name] = number
         prompts.append((prompt.where, prompt.rollouts))
     most = max(2, min(_MANY_PROMPTS, len(prompts) // 5))
     template = (df >= _FEW_TASKS) | (seen > most)
@@ -157,6 +167,10 @@ def find_leaks(
     overlapping = []
     for task in tasks:
         if task.id in exact or not len(task.grams):
+            continue
+        if task.id in whole:
+            last = len(task.words.words) - 1
+            overlapping.append(_leak(task, 1.0, (0, last), n, *prompts[whole[task.id]], reread))
             continue
         leak = _overlap(task, n, known, template, holders, threshold, prompts, reread)
         if leak is not None:
@@ -185,7 +199,7 @@ def _tasks(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Task], dict[str, _T
         words = read_words(text)
         if not words.words:
             continue
-        name = digest(words.words)[:16]
+        name = _id(words.words)
         own = {k: v for k, v in row.items() if k not in _STAMPS and not k.startswith("_ng_")}
         fields[name].add(digest(_plain(own)))
         tasks.setdefault(name, _Task(name, words, ngrams([], 1)))
@@ -240,20 +254,54 @@ def _overlap(
     share = shares[best] / count
     if share < (1.0 if count < 2 * n else threshold):
         return None
-    first, last = _longest_run(covered[best])
-    where, rollouts = prompts[best]
+    return _leak(task, share, _longest_run(covered[best]), n, *prompts[best], reread)
+
+
+def _leak(
+    task: _Task,
+    share: float,
+    run: tuple[int, int],
+    n: int,
+    where: str,
+    rollouts: int,
+    reread: Callable[[str], str] | None,
+) -> Leak:
+    """An overlap, with the words from the first to the last of a run on both sides."""
+    first, last = run
     span = task.words.span(first, last)
+    same = _same_span(reread(where), task.words.words[first : first + n], last - first, n) if reread else None
     return Leak(
         task=task.id,
         exact=False,
         share=round(share, 6),
         evaluation=_short(span),
-        training=_short(_same_span(reread(where), task.words.words[first : first + n], last - first, n) or span)
-        if reread
-        else _short(span),
+        training=_short(same or span),
         where=where,
         rollouts=rollouts,
     )
+
+
+def _keys(tasks: Sequence[_Task], known: np.ndarray, df: np.ndarray) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Each task by its rarest n-gram, with all of its n-grams: what holds the one may hold the task."""
+    import numpy as np
+
+    keys: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
+    for task in tasks:
+        if len(task.grams):
+            grams = np.unique(np.searchsorted(known, task.grams))
+            keys[int(grams[df[grams].argmin()])].append((task.id, grams))
+    return keys
+
+
+def _found(known: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """Positions in `known` of the n-grams that are there, ascending."""
+    import numpy as np
+
+    if not len(known) or not len(grams):
+        return np.empty(0, np.int64)
+    at = np.searchsorted(known, grams)
+    at[at == len(known)] = 0
+    return np.unique(at[known[at] == grams])
 
 
 def _longest_run(mask: np.ndarray) -> tuple[int, int]:
