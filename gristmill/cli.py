@@ -257,6 +257,9 @@ def collect(
     reverify: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Ask for nothing; score these rollouts again.")
     ] = None,
+    finish: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what `gym eval run` collected; ask for what it owed.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Collect rollouts only; go on where it was interrupted, ask again for what failed."""
@@ -267,6 +270,8 @@ def collect(
     loaded = load(recipe, overrides or ())
     if reverify is not None:
         collect_command.reverify(loaded, reverify, out, json=json)
+    elif finish is not None:
+        collect_command.take_over(loaded, finish, out, json=json)
     else:
         collect_command.collect_recipe(loaded, out, heldout=heldout, limit=limit, shard=shard, json=json)
 

@@ -91,6 +91,39 @@ def reverify(recipe: Recipe, rollouts: Path, out: Path, *, json: bool) -> None:
     _tell(counts, out, json, {"reward_changed": changed})
 
 
+def take_over(recipe: Recipe, rollouts: Path, out: Path, *, json: bool) -> None:
+    """The collection that NeMo Gym's CLI began, complete and sorted in `out`.
+
+    Raises:
+        InputError: no such rollouts, or no materialized inputs beside them.
+        CollectionError, GateError: as `gristmill.collect.collect`.
+    """
+    from gristmill.collect.files import Continuation
+    from gristmill.collect.gym import servers
+    from gristmill.collect.stored import Stored
+
+    with Stored(rollouts) as stored, _shown(f"{recipe.name}: finishing {rollouts}, in {out}") as progress:
+        collector = Continuation(stored, lambda: servers(recipe.environment.head))
+        rows = {(row["_ng_task_index"], row["_ng_rollout_index"]) for row in collector.rows()}
+        if rows != set(stored.inputs):
+            collector.connect()
+        wanted = sorted(stored.inputs, key=lambda key: (key[1], key[0]))
+        counts = collect(
+            collector,
+            out,
+            tasks=stored.inputs_identity,
+            count=1 + max(task for task, _ in wanted),
+            wanted=wanted,
+            samples=1 + max(repeat for _, repeat in wanted),
+            requests=recipe.requests,
+            seed=recipe.seed,
+            min_completion=recipe.collect.min_completion,
+            have=collector.rows(),
+            progress=progress,
+        )
+    _tell(counts, out, json)
+
+
 def _changed(stored: object, path: Path) -> int:
     from gristmill.collect.stored import Stored
 

@@ -191,6 +191,47 @@ def test_what_gyms_own_command_left_is_read(tmp_path: Path) -> None:
         assert stored.skipped == 1 and stored.task((0, 0))["expected_answer"] == "0"
 
 
+def test_what_gyms_own_command_owed_is_asked_for_as_it_would(recipe: Path, tmp_path: Path) -> None:
+    inputs = [
+        {**task(t, "ok" if t else "500"), "_ng_task_index": t, "_ng_rollout_index": r, "own": t}
+        for t in range(4)
+        for r in (0, 1)
+    ]
+    write(tmp_path / "r_materialized_inputs.jsonl", inputs)
+    there = [
+        {**{k: v for k, v in row.items() if k != "own"}, "response": {"output": [], "id": "old"}, "reward": 0.25}
+        for row in inputs[5:2:-1]
+    ]
+    rollouts = write(tmp_path / "r.jsonl", [*there, {**there[0], "reward": 9.0}])
+    out = tmp_path / "out"
+    with FaultServer() as server:
+        arguments = (
+            str(recipe),
+            f"environment.head={server.url}",
+            "collect.min_completion=0.5",
+            "-o",
+            str(out),
+            "--json",
+        )
+        result = command(*arguments, "--finish", str(rollouts))
+        assert result.exit_code == 0, result.exception
+        assert sum(server.asked.values()) == 5 and all("own" in body for body in server.bodies)
+    told = orjson.loads(result.stdout.splitlines()[-1])
+    assert (told["expected"], told["rollouts"], told["resumed"]) == (8, 6, 3)
+    assert told["failures"] == {"server_error": 2}
+    rows = lines(out / ROLLOUTS)
+    assert [row["reward"] for row in rows] == [1.0, 0.25, 0.25, 0.25, 1.0, 1.0]
+    write(
+        rollouts,
+        [
+            {**row, "_ng_task_index": i["_ng_task_index"], "_ng_rollout_index": i["_ng_rollout_index"]}
+            for row, i in zip([there[0]] * 8, inputs, strict=True)
+        ],
+    )
+    result = command(str(recipe), "-o", str(tmp_path / "whole"), "--finish", str(rollouts))  # needs no server
+    assert result.exit_code == 0 and "8 of 8 rollouts" in result.stdout
+
+
 def test_real_collections_are_read(shared: Path) -> None:
     for name in ("rg", "mcqa"):
         for path in sorted((shared / "live" / name).rglob("rollouts.jsonl")):

@@ -75,6 +75,7 @@ def collect(
     requests: RequestsRecipe,
     seed: int,
     min_completion: float,
+    have: Iterable[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> Counts:
     """Ask for every rollout that the folder lacks, and leave the folder complete.
@@ -86,6 +87,7 @@ def collect(
         wanted: task and repeat of each rollout that is wanted, in the order to ask; what the folder has stays wanted.
         samples: rollouts a task.
         min_completion: the share of the rollouts that must be there.
+        have: stamped rows that were collected elsewhere, and need not be asked for.
 
     Raises:
         CollectionError: the endpoint died, or the folder holds another collection. What came is kept.
@@ -97,6 +99,10 @@ def collect(
 
     identity = {**collector.identity(), "tasks": tasks}
     with Journal(folder, identity, tasks=count, samples=samples) as journal:
+        for row in have:
+            if not journal.has(row["_ng_task_index"], row["_ng_rollout_index"]):
+                journal.append([row])
+                journal.resumed += 1
         asked = list(dict.fromkeys([*wanted, *journal.keys()]))
         expected, resumed = len(asked), journal.resumed
         if resumed < expected:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.errors import InputError
-from gristmill.identity import digest
+from gristmill.identity import digest, file_digest
 from gristmill.inputs import sidecar
 from gristmill.rollout import Unreadable, parse
 
@@ -24,7 +24,7 @@ class Stored:
     """The rollouts of one file by key, read when asked for. A row without both indices, or torn, is only counted.
 
     Raises:
-        InputError: the file is not there, or has no rollout with a materialized input beside it.
+        InputError: a file is not there, or rollouts and materialized inputs have nothing in common.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class Stored:
         self.rollouts, self.skipped = _index(path)
         self.inputs, _ = _index(inputs)
         self.known = sorted(self.rollouts.keys() & self.inputs.keys())
-        if not self.known:
+        if not self.inputs or (self.rollouts and not self.known):
             raise InputError(f"{path} has no rollout whose task is in {inputs.name}; expected equal _ng_… indices")
         self._rollouts, self._inputs = path.open("rb"), inputs.open("rb")
 
@@ -63,6 +63,11 @@ class Stored:
     def identity(self) -> str:
         """What these rollouts are, by content."""
         return digest({"rollouts": [[*key, digest(self.row(key)["response"])] for key in self.known]})
+
+    @property
+    def inputs_identity(self) -> str:
+        """What was to be collected, by content."""
+        return file_digest(sidecar(self.path))
 
 
 def completion(path: Path) -> dict[str, int]:
