@@ -159,11 +159,12 @@ class Choosing:
             fresh = numbers(first["spot"])[numbers(first["copy"]) == 1]
             lost = self._payload(np.sort(fresh), stages)
         told = self._windows(recipe, without, lost)
-        found = {name: numbers(told[name]) for name in told.column_names if name not in ("twin", "category")}
+        found = {name: numbers(told[name]) for name in told.column_names if name != "category"}
         if recipe.deduplicate:
             copies = np.flatnonzero(found["copy"] > 1)
             copies = copies[np.argsort(found["spot"][copies])]
-            twins = told["twin"].take(integers(copies)).to_pylist()
+            kept_rows = np.searchsorted(numbers(rows["spot"]), found["first"][copies])
+            twins = rows["rollout_id"].take(integers(kept_rows)).to_pylist()
             text = "one of equal answers a task"
             stages.insert(0, Stage(DropReason.DUPLICATE_ANSWER, text, "deduplicate", found["spot"][copies], twins))
         fresh = found["fresh"] == 1
@@ -195,8 +196,8 @@ class Choosing:
         drawn = f"{accepted}md5_number({scan.text(f'{self._seed}:')} || rollout_id), spot"
         task = "coalesce(task_key, rollout_id) AS task"
         same = f"(PARTITION BY task, answer ORDER BY {preferred})"
-        copy = f"row_number() OVER {same} AS copy, first_value(rollout_id) OVER {same} AS first"
-        once = "1 AS copy, NULL AS first"
+        copy = f"row_number() OVER {same} AS copy, first_value(spot) OVER {same} AS first"
+        once = "1 AS copy, spot AS first"
         place = f"row_number() OVER (PARTITION BY task, fresh ORDER BY {preferred})" if recipe.per_task else "1"
         under = f"place <= {recipe.per_task}" if recipe.per_task else "true"
         turn = f"row_number() OVER (PARTITION BY category, fresh AND {under} ORDER BY {drawn})"
@@ -209,7 +210,7 @@ class Choosing:
                 copied AS (SELECT *, {copy if recipe.deduplicate else once} FROM passing),
                 told AS (SELECT *, copy = 1{unlost} AS fresh FROM copied),
                 placed AS (SELECT *, {place} AS place FROM told)
-            SELECT spot, copy, CASE WHEN copy > 1 THEN first END AS twin, fresh::UTINYINT AS fresh, place
+            SELECT spot, copy, first, fresh::UTINYINT AS fresh, place
                 {f", category, {turn} AS turn" if recipe.balance else ""}
             FROM placed
             """
