@@ -6,6 +6,7 @@ The frameworks' own loaders read the same exports in tests/test_targets_trl.py a
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill import targets
@@ -153,20 +154,25 @@ values = st.recursive(
 arguments = st.dictionaries(text, values, max_size=3)
 
 
+PLAIN_ROWS = [targets.get(name) for name in ("trl", "trl-jsonl", "verl", "axolotl", "nemo-rl", "unsloth", "openrlhf")]
+LLAMAFACTORY = targets.get("llamafactory")
+
+
+@settings(deadline=None)
 @given(question=text, answer=text, wanted=arguments, output=text)
 def test_texts_and_arguments_survive_every_format(question: str, answer: str, wanted: Any, output: str) -> None:
     """Read back from each row's own encoding, they are equal, whatever characters or nesting they have."""
     call = talk.calls(("book", wanted))
     prompt = [{"role": "user", "content": question}]
     completion = [call, {**talk.result(call, ""), "content": output}, talk.said(answer)]
-    for name in ("trl", "trl-jsonl", "verl", "axolotl", "nemo-rl", "unsloth", "openrlhf"):
-        row = targets.get(name).row(Sft(prompt, completion, [], {}))
+    for target in PLAIN_ROWS:
+        row = target.row(Sft(prompt, completion, [], {}))
         whole = orjson.loads(row) if isinstance(row, bytes) else row
         found = [message for column in ("prompt", "completion", "messages") for message in decoded(whole.get(column))]
-        if name == "axolotl":
+        if target.name == "axolotl":
             function = found[1]["tool_calls"][0]["function"]
             function["arguments"] = orjson.loads(function["arguments"])
-        assert found == prompt + completion, name
+        assert found == prompt + completion, target.name
 
 
 def decoded(column: Any) -> list[Any]:
@@ -175,14 +181,16 @@ def decoded(column: Any) -> list[Any]:
     return [orjson.loads(message) if isinstance(message, bytes) else message for message in held]
 
 
+@settings(deadline=None)
 @given(wanted=arguments, answer=st.text(min_size=1, max_size=20), before=text)
 def test_llamafactorys_calls_hold_exact_arguments(wanted: Any, answer: str, before: str) -> None:
     call = talk.calls(("book", wanted), text=before)
     example = Sft([talk.user("q")], [call, talk.result(call, "x"), talk.said(answer)], [talk.BOOK], {})
-    if refused("llamafactory", example):
+    try:
+        turns = orjson.loads(LLAMAFACTORY.row(example))["conversations"]
+    except Unrepresentable:
         assert "tool_call>" in str(example)
         return
-    turns = orjson.loads(targets.get("llamafactory").row(example))["conversations"]
     value = turns[1]["value"]
     found, _, rest = value.rpartition("\n<tool_call>") if before else ("", "", value)
     assert found == before
@@ -225,3 +233,71 @@ def test_another_package_adds_a_target_by_entry_point(tmp_path: Path, monkeypatc
         targets.get("broken")
     with pytest.raises(UsageError, match="'trl' is offered more than once"):
         targets.get("trl")
+
+
+def test_tools_in_the_system_text_are_as_qwens_template_writes_them() -> None:
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from gristmill.targets.fold import fold_tools
+    from tests.learned import template
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    # As transformers has it: json.dumps, and no escapes for HTML.
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    render = environment.from_string(template("qwen3").read_text()).render
+    tools = [talk.WEATHER, talk.BOOK]
+    for messages in ([talk.user("q")], [talk.system("Be brief."), talk.user("q")]):
+        assert render(messages=fold_tools(messages, tools)) == render(messages=messages, tools=tools)
+
+
+@pytest.mark.parametrize("name", ["trl", "trl-jsonl"])
+def test_the_launch_follows_the_rows(tmp_path: Path, name: str) -> None:
+    """Masks within a completion only where there is something to mask, which asks more of the chat template."""
+    target = targets.get(name)
+    wanted = {"several": [talk.PLAIN, talk.WITH_TOOLS], "single": [talk.PLAIN, talk.REASONING], "ids": talk.TOKENS}
+    for case, examples in wanted.items():
+        talk.export(target, "sft", tmp_path / case, examples)
+        assert ("assistant_only_loss" in (tmp_path / case / "train.py").read_text()) == (case == "several")
+    talk.export(target, "kto", tmp_path / "kto")
+    program = (tmp_path / "kto" / "train.py").read_text()
+    assert "desirable_weight=1.0,  # 3 desirable rows against 1" in program and "undesirable_weight=3.0" in program
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (lambda text: text.replace('{"city"', '"{\\"city\\"'), "is not in what is learned"),
+        (lambda text: text.replace("2, ", '2, "city": null, '), "is not in what is learned"),
+        (lambda text: text.replace("<|im_end|>LEARN", "<|im_end|>CONTEXT 22 LEARN"), "context carries loss"),
+        (lambda text: text.replace("LEARN It is 22 °C.", ""), "is not in what is learned"),
+        (lambda text: text + "<|im_start|>user", "loss is on"),
+    ],
+    ids=["encoded twice", "null filled", "a result is learned", "an answer is not", "runs into the next turn"],
+)
+def test_the_checks_on_loaders_see_every_fault(fault: Any, complaint: str) -> None:
+    from tests.learned import problems, template
+
+    def row(example: Sft) -> dict[str, Any]:
+        turns = [
+            message["content"]
+            + "".join(
+                f"<tool_call>{json.dumps(call['function']['arguments'], ensure_ascii=False)}{call['function']['name']}"
+                for call in message.get("tool_calls", [])
+            )
+            + "<|im_end|>"
+            for message in example.completion
+            if message["role"] == "assistant"
+        ]
+        whole = "".join(json.dumps(tool, ensure_ascii=False) for tool in example.tools)
+        whole += "".join(m["content"] for m in example.prompt + example.completion if m["role"] != "assistant")
+        whole += "".join(f"<|im_start|>assistant\n{turn}" for turn in turns)
+        return {"": {"learned": "".join(turns), "whole": whole}}
+
+    kept = [talk.WITH_TOOLS, talk.TEXT_AND_CALL]
+    rows = [row(example) for example in kept]
+    path = template("qwen3")
+    assert problems({"rows": rows}, kept, "sft", path) == []
+    assert "dropped without a word" in problems({"rows": rows[:1]}, kept, "sft", path)[0]
+    broken = [{"": {**made[""], "learned": fault(made[""]["learned"])}} for made in rows]
+    assert complaint in " ".join(problems({"rows": broken}, kept, "sft", path))

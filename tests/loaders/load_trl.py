@@ -17,7 +17,7 @@ def load(export: Path, method: str, template: Path, work: Path) -> list[tiny.Row
     scope: dict[str, Any] = {"__file__": str(export / "train.py"), "__name__": "__main__"}
     exec(compile(before, str(export / "train.py"), "exec"), scope)
     rows = [prepared(words, row, method) for row in scope["trainer"].train_dataset]
-    if method == "sft":
+    if method == "sft" and len(rows) < 20:  # more would take minutes
         scope["trainer"].train()
         exec(compile(after, "train.py", "exec"), scope)
     return rows

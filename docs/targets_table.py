@@ -1,0 +1,42 @@
+"""The table of verified targets: `python docs/targets_table.py` puts it into docs/targets.md (and prints it).
+
+Its input is docs/targets.json, which a run of the live tests writes:
+`GRISTMILL_RECORD=write pytest -m live tests/live/test_frameworks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- targets: made by docs/targets_table.py -->", "<!-- end of targets -->"
+PROOFS = {
+    "loader": "its own loader",
+    "mirror": "its asserts and rendering, repeated",
+    "same rows as trl": "same bytes as the target trl",
+    "request model": "its request model",
+}
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each target and method."""
+    lines = ["| target | method | verified with | proof | chat templates | date |", "|---|---|---|---|---|---|"]
+    for entry in entries:
+        templates = ", ".join(f"`{name}`" for name in entry["templates"]) or "–"
+        cells = [f"`{entry['target']}`", f"`{entry['method']}`", entry["framework"], PROOFS[entry["proof"]], templates]
+        lines.append(f"| {' | '.join([*cells, entry['date']])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    made = table(json.loads((HERE / "targets.json").read_text(encoding="utf-8")))
+    page = HERE / "targets.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()
