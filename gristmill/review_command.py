@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from gristmill.decisions import DecisionLog, login_name
+from gristmill.decisions import DecisionLog, effective, login_name
 from gristmill.errors import UsageError
 from gristmill.workspace import Workspace
 
@@ -83,8 +83,7 @@ def review(
     place = Workspace(workspace)
     who = (reviewer or login_name()).strip() or login_name()
     decisions = DecisionLog(log) if log else log_of(place)
-    decisions.entries()  # a damaged log is said before anything else is done
-    with _open(what, place, sizes) as opened:
+    with _open(what, place, sizes, effective(decisions.entries())) as opened:
         if take is not None:
             _import(take, decisions, who, opened.queue, json)
         if export is not None:
@@ -99,9 +98,9 @@ def review(
 
 
 @contextmanager
-def _open(what: Sequence[str], place: Workspace, sizes: Sizes) -> Iterator[_Opened]:
+def _open(what: Sequence[str], place: Workspace, sizes: Sizes, judged: Mapping[str, str]) -> Iterator[_Opened]:
     if len(what) == 1 and _NAME.fullmatch(what[0]) and not Path(what[0]).exists():
-        yield _run(what[0], place, sizes)
+        yield _run(what[0], place, sizes, judged)
         return
     from gristmill.ingest import ingest
 
@@ -112,10 +111,10 @@ def _open(what: Sequence[str], place: Workspace, sizes: Sizes) -> Iterator[_Open
                 f"none of the {result.rows_read:,} rows can be used; `gristmill inspect {what[0]}` says why of each"
             )
         title = Path(what[0]).name + (f" and {len(what) - 1} more" if len(what) > 1 else "")
-        yield _Opened(_queue([result.tables], sizes), title, "")
+        yield _Opened(_queue([result.tables], sizes, judged), title, "")
 
 
-def _run(name: str, place: Workspace, sizes: Sizes) -> _Opened:
+def _run(name: str, place: Workspace, sizes: Sizes, judged: Mapping[str, str]) -> _Opened:
     """The sample of a run, or one of what its last run trained on."""
     from gristmill.review import queue
     from gristmill.review.waiting import announced, names, read_sample
@@ -134,7 +133,7 @@ def _run(name: str, place: Workspace, sizes: Sizes) -> _Opened:
             f"{name} is neither a file nor a recipe that ran in workspace {place.root.name}"
             + (f"; there are samples of: {known}" if known else "; give rollout files, or the workspace with -w")
         )
-    return _Opened(_queue([parts(store.path(table)) for table in trained], sizes), name, "")
+    return _Opened(_queue([parts(store.path(table)) for table in trained], sizes, judged), name, "")
 
 
 def _trained_on(name: str, place: Workspace) -> list[Any]:
@@ -158,12 +157,12 @@ def _trained_on(name: str, place: Workspace) -> list[Any]:
     return sorted(tables.values(), key=lambda ref: (store.manifest(ref).created, ref.digest))
 
 
-def _queue(tables: Sequence[Sequence[Path]], sizes: Sizes) -> Queue:
+def _queue(tables: Sequence[Sequence[Path]], sizes: Sizes, judged: Mapping[str, str]) -> Queue:
     from gristmill.review import queue
     from gristmill.sample import stratified
 
     if not sizes.sampled:
-        return queue.everything(tables, sizes.where)
+        return queue.everything(tables, sizes.where, judged)
     sample = stratified(tables, low=sizes.low, middle=sizes.middle, high=sizes.high, seed=sizes.seed)
     if not sample:
         raise UsageError("the sample is empty; ask for more with --low, --middle or --high, or for --all")

@@ -134,6 +134,9 @@ def test_a_queue_of_those_that_a_condition_holds_for(tmp_path: Path) -> None:
     found = queue.everything([tables], ["reward = 0", "accuracy > 0.1"])
     assert [show(one.raw()).preview for one in found.rollouts] == ["a2"]
     assert [one.reward for one in found.attempts(found.rollouts[0])] == [1, 0]  # others stand beside it all the same
+    judged = {found.rollouts[0].rollout_id: "reject"}
+    assert queue.everything([tables], ["decision = 'reject'"], judged).rollouts == found.rollouts
+    assert len(queue.everything([tables], ["decision IS NULL"], judged).rollouts) == 3
     with pytest.raises(UsageError, match="no rollout is like that"):
         queue.everything([tables], ["reward > 5"])
     with pytest.raises(RecipeError, match=r"--where.*acuracy.*accuracy"):

@@ -181,7 +181,7 @@ def test_an_interrupted_wait_goes_on(
 
 
 def test_the_run_s_sample_is_what_the_command_opens(workspace: Workspace) -> None:
-    with _open(["tiny"], workspace, Sizes()) as opened:
+    with _open(["tiny"], workspace, Sizes(), {}) as opened:
         assert {one.rollout_id for one in opened.queue.rollouts} == set(sampled(workspace))
         assert opened.title == "tiny, turn 1"
         assert "goes on by itself" in opened.waiting
@@ -191,6 +191,6 @@ def test_the_run_s_sample_is_what_the_command_opens(workspace: Workspace) -> Non
 def test_a_finished_run_without_a_review_can_be_reviewed(workspace: Workspace) -> None:
     improve(recipe(), workspace.root, {})
     shutil.rmtree(workspace.root / "reviews")
-    with _open(["tiny"], workspace, Sizes(everything=True)) as opened:
+    with _open(["tiny"], workspace, Sizes(everything=True), {}) as opened:
         assert len(opened.queue.rollouts) == 12
         assert opened.waiting == ""

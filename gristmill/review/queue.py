@@ -7,7 +7,7 @@ at. A rollout that is in several tables comes once, from the first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from gristmill.table import read_raw
 
 MOST = 20_000
 """Rollouts in one queue at most: nobody reviews more, and the page holds the whole list."""
+
+_NO_DECISIONS: Mapping[str, str] = {}
 
 _COLUMNS = (
     *("rollout_id", "source", "line", "run", "agent", "task_index", "rollout_index", "task_key", "reward"),
@@ -86,14 +88,19 @@ class Queue:
         return sorted(same, key=lambda one: (-one.reward, one.rollout_index or 0, one.rollout_id))
 
 
-def everything(tables: Sequence[Sequence[Path]], where: Sequence[str] = ()) -> Queue:
+def everything(
+    tables: Sequence[Sequence[Path]], where: Sequence[str] = (), decisions: Mapping[str, str] = _NO_DECISIONS
+) -> Queue:
     """Every usable rollout of which the conditions are true (gristmill/condition.py), in the order of the input.
+
+    Args:
+        decisions: rollout id → judgement: what conditions call `decision`.
 
     Raises:
         UsageError: there are more than `MOST`, or none.
         RecipeError: a condition cannot be used; says why, and which names there are.
     """
-    ids = _matching(tables, where)
+    ids = _matching(tables, where, decisions)
     if not ids:
         raise UsageError("no rollout is like that; ask for less with --where")
     if len(ids) > MOST:
@@ -115,7 +122,7 @@ def sampled(tables: Sequence[Sequence[Path]], sample: Sequence[Sampled], seed: i
     return Queue(tuple(known[key] for key in mixed if key in known), known)
 
 
-def _matching(tables: Sequence[Sequence[Path]], where: Sequence[str]) -> list[str]:
+def _matching(tables: Sequence[Sequence[Path]], where: Sequence[str], decisions: Mapping[str, str]) -> list[str]:
     """Ids in the order of the input, each once."""
     import duckdb
 
@@ -123,6 +130,9 @@ def _matching(tables: Sequence[Sequence[Path]], where: Sequence[str]) -> list[st
 
     with scan.connect(tables) as db:
         db.execute("CREATE TEMP TABLE decisions (rollout_id VARCHAR, decision VARCHAR)")
+        if decisions:
+            columns = [list(decisions), list(decisions.values())]
+            db.execute("INSERT INTO decisions SELECT unnest($1), unnest($2)", columns).fetchall()
         names = Names(db)
         conditions = [one for text in where for one in names.conditions(text, "--where")]
         names.check([(one.text, "--where", one.sql) for one in conditions])
