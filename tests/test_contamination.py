@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gristmill import arithmetic
 from gristmill.checks.contamination import Prompt, find_leaks, prompt_text, task_id
 from gristmill.checks.evidence import Contamination
-from gristmill.checks.words import ngrams, read_words
+from gristmill.checks.words import ngrams, read_words, split_words
 
 TEXT = (
     "Anna keeps bees in the orchard behind the old mill. Each hive holds forty frames, and every frame "
@@ -139,6 +139,15 @@ def test_operators_tell_formulas_apart() -> None:
     assert read_words("17 + 25").words != read_words("17 - 25").words
     assert read_words("What, is THIS?").words == read_words("what is this").words
     assert read_words("水が来た").words == list("水が来た")
+
+
+@given(st.text(max_size=80))
+@settings(max_examples=100)
+def test_both_ways_to_split_agree_on_what_people_write(text: str) -> None:
+    plain = text.encode("latin-1", "ignore").decode("latin-1")
+    read = read_words(plain)
+    assert read.words == split_words(plain)
+    assert [read.span(i, i).casefold() for i in range(len(read.words))] == read.words
 
 
 words = st.lists(st.sampled_from(["a", "b", "c", "dd", "ä", "7"]), max_size=30)

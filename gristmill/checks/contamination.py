@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill.checks.evidence import Contamination, Leak
-from gristmill.checks.words import Words, ngrams, read_words
+from gristmill.checks.words import Words, ngrams, read_words, split_words
 from gristmill.identity import digest
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 def task_id(text: str) -> str:
     """What `checks.allowed_overlaps` names an evaluation task by: 16 hex digits of its prompt's words."""
-    return _id(read_words(text).words)
+    return _id(split_words(text))
 
 
 def _id(words: Sequence[str]) -> str:
@@ -136,10 +136,11 @@ def find_leaks(
     hits: list[np.ndarray] = []
     prompts: list[tuple[str, int]] = []
     for number, prompt in enumerate(training):
-        words = read_words(prompt.text)
-        same = by_words.get(_id(words.words))
-        if same is None and prompt.question:
-            same = questions.get(" ".join(read_words(prompt.question).words))
+        words = split_words(prompt.text)
+        same = by_words.get(_id(words))
+        if same is None and prompt.question and questions:
+            asked = words if prompt.question == prompt.text else split_words(prompt.question)
+            same = questions.get(" ".join(asked))
         if same is not None and same.id not in exact:
             exact[same.id] = Leak(
                 task=same.id,
@@ -150,7 +151,7 @@ def find_leaks(
                 where=prompt.where,
                 rollouts=prompt.rollouts,
             )
-        at = _found(known, ngrams(words.words, n))
+        at = _found(known, ngrams(words, n))
         seen[at] += 1
         hits.append(at)
         for key in at[is_key[at]].tolist():
@@ -203,7 +204,7 @@ def _tasks(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Task], dict[str, _T
         own = {k: v for k, v in row.items() if k not in _STAMPS and not k.startswith("_ng_")}
         fields[name].add(digest(_plain(own)))
         tasks.setdefault(name, _Task(name, words, ngrams([], 1)))
-        if len(said := read_words(question).words) >= _QUESTION_WORDS:
+        if len(said := split_words(question)) >= _QUESTION_WORDS:
             asked[" ".join(said)].add(name)
     single = {name: task for name, task in tasks.items() if len(fields[name]) == 1}
     questions = {

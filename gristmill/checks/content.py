@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gristmill import chat
 from gristmill.checks.contamination import Prompt, prompt_text
 from gristmill.checks.evidence import Content
-from gristmill.checks.words import ngrams, read_words
+from gristmill.checks.words import ngrams, split_words
 from gristmill.identity import digest
 from gristmill.rollout import Unreadable, parse
 from gristmill.table import read_raw
@@ -378,7 +378,7 @@ class _Near:
     def repeats(self, text: str) -> bool:
         import numpy as np
 
-        words = read_words(text).words
+        words = split_words(text)
         if len(words) < _LONG_WORDS:
             return False
         self.compared += 1

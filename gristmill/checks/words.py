@@ -35,8 +35,15 @@ class Words(NamedTuple):
         return self.text[self.starts[first] : self.ends[last]]
 
 
+def split_words(text: str) -> list[str]:
+    """The words alone, several times as fast as `read_words`."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _WORD.findall(text.casefold())
+
+
 def read_words(text: str) -> Words:
-    """Split a text."""
+    """Split a text and remember where each word stands."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     words, starts, ends = [], [], []
