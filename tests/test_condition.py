@@ -11,12 +11,15 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill import scan
-from gristmill.condition import TASK, Names
+from gristmill.condition import DERIVED, TASK, Names
 from gristmill.errors import RecipeError
+from gristmill.presets import PRESETS
+from gristmill.recipe import build
 from gristmill.scale import scale
 from tests.rows import rollout, table
 
@@ -223,3 +226,18 @@ def test_what_cannot_be_used_is_said_in_one_sentence(tmp_path: Path, text: str, 
 def test_the_rest_of_sql_expressions_works(tmp_path: Path, text: str) -> None:
     with names(tmp_path, [rollout()]) as found:
         assert holds(found, text) == [1]
+
+
+def test_the_documentation_names_what_there_is() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "curate.md").read_text()
+    assert [name for name in DERIVED if f"`{name}`" not in page] == []
+    assert [name for name, (one,) in PRESETS.items() if f"`{name}`" not in page or f"`{one}`" not in page] == []
+
+
+def test_the_documented_conditions_work(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "curate.md").read_text()
+    snippet = next(part for part in page.split("```yaml\n") if "list_contains" in part).split("```")[0]
+    recipe = build(yaml.safe_load(snippet)).curate
+    with names(tmp_path, [rollout(accuracy=1)]) as found:
+        for text in (*recipe.where, *(one for conditions in PRESETS.values() for one in conditions)):
+            holds(found, text)
