@@ -268,12 +268,16 @@ def collect(
 
     _quiet_libraries()
     loaded = load(recipe, overrides or ())
-    if reverify is not None:
-        collect_command.reverify(loaded, reverify, out, json=json)
-    elif finish is not None:
-        collect_command.take_over(loaded, finish, out, json=json)
-    else:
-        collect_command.collect_recipe(loaded, out, heldout=heldout, limit=limit, shard=shard, json=json)
+    try:
+        if reverify is not None:
+            collect_command.reverify(loaded, reverify, out, json=json)
+        elif finish is not None:
+            collect_command.take_over(loaded, finish, out, json=json)
+        else:
+            collect_command.collect_recipe(loaded, out, heldout=heldout, limit=limit, shard=shard, json=json)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command("recipe")

@@ -25,6 +25,28 @@ from gristmill.identity import canonical
 _BLOCK = 1 << 20
 
 
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder this collection's, or see that it is.
+
+    Raises:
+        CollectionError: it holds another; names what differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / COLLECTION
+    if path.exists():
+        found = orjson.loads(path.read_bytes())
+        changed = sorted(_differences("", found, orjson.loads(canonical(identity))))
+        if changed:
+            raise CollectionError(
+                f"{folder} holds a collection with other settings ({'; '.join(changed)}); "
+                "restore them to go on with it, or collect into another folder"
+            )
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(canonical(identity))
+    temporary.replace(path)
+
+
 class Journal:
     """The journal in one folder. Not thread-safe: one writer at a time.
 
@@ -40,8 +62,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, tasks: int, samples: int) -> None:
         self.folder, self.samples = folder, samples
-        folder.mkdir(parents=True, exist_ok=True)
-        self._claim(identity)
+        claim(folder, identity)
         self._offsets = array("q", [-1]) * (tasks * samples)
         self.resumed = self._read()
         self._rows = (folder / ROLLOUTS).open("ab")
@@ -100,21 +121,6 @@ class Journal:
                 last[slot] = record
         for slot in sorted(last):
             yield last[slot]
-
-    def _claim(self, identity: dict[str, Any]) -> None:
-        path = self.folder / COLLECTION
-        if path.exists():
-            found = orjson.loads(path.read_bytes())
-            changed = sorted(_differences("", found, orjson.loads(canonical(identity))))
-            if changed:
-                raise CollectionError(
-                    f"{self.folder} holds a collection with other settings ({'; '.join(changed)}); "
-                    "restore them to go on with it, or collect into another folder"
-                )
-            return
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(canonical(identity))
-        temporary.replace(path)
 
     def _read(self) -> int:
         """Learn what is there; a torn tail is cut off. Returns the number of rollouts."""

@@ -18,6 +18,7 @@ from gristmill.collect import Asking, Counts, Progress, collect, each
 from gristmill.collect.tasks import TaskFile
 from gristmill.environment import GYM, verifier
 from gristmill.errors import RecipeError
+from gristmill.identity import digest
 from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, RequestsRecipe, SamplingRecipe
 
 
@@ -87,7 +88,19 @@ def run(
     with TaskFile(tasks) as file:
         if policy.kind == "local":
             from gristmill.collect import local
+            from gristmill.collect.journal import claim
 
+            claim(
+                out,
+                {
+                    "collector": "local",
+                    "policy": {"model": actor.name, "identity": actor.identity},
+                    "environment": environment.name,
+                    "tasks": file.identity if positions is None else digest([file[i] for i in positions]),
+                    "sampling": sampling.content(),
+                    "seed": seed,
+                },
+            )
             return local.collect(
                 [file[i] for i in (range(len(file)) if positions is None else positions)],
                 verifier(environment.name),
