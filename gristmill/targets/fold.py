@@ -7,7 +7,10 @@ models the rendered prompt is the same to the byte as if the template had been g
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
+
+import orjson
 
 _BEFORE = """# Tools
 
@@ -28,7 +31,12 @@ def fold_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> l
     """The messages with the tools described in their first system message, which is made if there is none."""
     if not tools:
         return messages
-    text = _BEFORE + "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools) + _AFTER
+    text = _described(orjson.dumps(tools))
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+@lru_cache(maxsize=64)  # rollouts of an environment share their tools
+def _described(tools: bytes) -> str:
+    return _BEFORE + "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in orjson.loads(tools)) + _AFTER
