@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gristmill.checks import Evidence, Report, validate
+from gristmill.checks.content import read_content
 from gristmill.curate import SELECTION, curate
 from gristmill.recipe import ChecksRecipe, CurateRecipe, FormatRecipe
 from tests.rows import rollout, table
@@ -226,6 +227,26 @@ def test_rows_without_a_chat_form_are_counted_with_their_reason(tmp_path: Path) 
     found = content(tmp_path, rollout("fine", task=0), calling("add", "not json", [], task=1), rollout("  ", task=2))
     assert found.problems == {"empty_answer": 1, "malformed_arguments": 1}
     assert found.rows == 3
+
+
+def test_before_formatting_rows_without_a_chat_form_are_no_examples(tmp_path: Path) -> None:
+    found = evidence(tmp_path, [rollout("fine", task=0), rollout("  ", task=1)])
+    assert (found.chosen, found.examples) == (2, 1)
+
+
+def test_rendered_rows_are_spread_over_all(tmp_path: Path) -> None:
+    files, counted = table(tmp_path, [rollout(f"answer {n}", task=n) for n in range(200)])
+    curate([files], [counted], CurateRecipe(), tmp_path)
+    rendered: list[str] = []
+
+    def render(messages: list[dict[str, Any]], tools: list[Any], prompt: bool) -> str:
+        text = "".join(m["content"] for m in messages)
+        rendered.append(text)
+        return text
+
+    found = read_content([files], tmp_path / SELECTION, limit=1000, render=render)
+    assert found.rendered == 50
+    assert any("question 196?" in text for text in rendered)
 
 
 def test_what_is_read_is_a_sample_spread_evenly_and_says_so(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], str]
 """Messages, tools and whether to add the generation prompt → text, as the trainer's tokenizer renders them."""
 
-_RENDERED = 64  # rows put through the chat template
+_RENDERED = 64  # rows put through the chat template, at most, evenly spread
 _SHOWN = 3  # rows named per problem
 _LONG_WORDS = 20  # shorter answers repeat one another by nature
 _SHINGLE = 5
@@ -90,8 +90,9 @@ def read_content(
     step = max(1, -(-len(places) // limit))
     chosen = places[::step]
     seen = _Seen(render)
-    for place, raw in _lines(chosen):
-        seen.row(place, raw)
+    every = max(1, -(-len(chosen) // _RENDERED))
+    for number, (place, raw) in enumerate(_lines(chosen)):
+        seen.row(place, raw, rendered=number % every == 0)
     return seen.result(len(chosen), len(places))
 
 
@@ -177,7 +178,7 @@ class _Seen:
         if len(shown) < _SHOWN:
             shown.append(f"{place.where} {detail}".strip())
 
-    def row(self, place: _Place, raw: bytes) -> None:
+    def row(self, place: _Place, raw: bytes, *, rendered: bool) -> None:
         try:
             conversation = chat.convert(parse(raw))
             chat.require_trainable(conversation)
@@ -196,7 +197,7 @@ class _Seen:
         self._drift(place, "\n".join(_text(m) for m in prompt), text)
         if self.near.repeats(text):
             self.at("near", place)
-        if self.render is not None and self.counts["rendered"] < _RENDERED:
+        if self.render is not None and rendered:
             self._rendered(conversation, place, self.render)
 
     def _tools_of(self, conversation: chat.Conversation, place: _Place) -> None:

@@ -68,6 +68,9 @@ def validate(
     learns_from_all = method != "sft"  # the others learn from poor answers too, or only need the tasks
     content = read_content(tables, selection, limit=checks.content_rows, usable=learns_from_all, render=render)
     evidence = evidence.model_copy(update={"content": content})
+    if method == "sft" and "examples" not in counts and content.rows == content.of:
+        # nothing is formatted yet, but every row was converted: those without a chat form will be dropped
+        evidence = evidence.model_copy(update={"examples": evidence.examples - sum(content.problems.values())})
     if evaluation is not None:
         prompts, again = training_prompts(tables, selection, usable=learns_from_all)
         leaks = find_leaks(prompts, evaluation, threshold=checks.overlap, allowed=checks.allowed_overlaps, reread=again)
