@@ -154,7 +154,8 @@ def server_command(folder: Path, settings: PolicyRecipe, port: int) -> tuple[lis
         command = [found, "serve", base, "--host", "127.0.0.1", "--port", str(port)]
         if adapter:
             rank = json.loads((folder / "adapter_config.json").read_text()).get("r", 16)
-            command += ["--served-model-name", "base", "--enable-lora", "--max-lora-rank", str(max(16, rank))]
+            most = max(16, 1 << (int(rank) - 1).bit_length())  # vLLM takes powers of two
+            command += ["--served-model-name", "base", "--enable-lora", "--max-lora-rank", str(most)]
             command += ["--lora-modules", f"{settings.served_name}={folder.resolve()}"]
         else:
             command += ["--served-model-name", settings.served_name]

@@ -277,9 +277,27 @@ def test_a_process_ends_with_its_block(tmp_path: Path) -> None:
         process.require_alive()
 
 
-def test_server_commands_name_the_policy(tmp_path: Path) -> None:
+def test_server_commands_name_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     command, what = server_command(tmp_path, PolicyRecipe(server="transformers", device="cpu"), 1234)
     assert what == "transformers serve" and command[-6:] == ["--port", "1234", "--dtype", "bfloat16", "--device", "cpu"]
+    vllm = tmp_path / "bin" / "vllm"
+    vllm.parent.mkdir()
+    vllm.write_text("#!/bin/sh\n")
+    vllm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(vllm.parent))
+    policy = PolicyRecipe(server="vllm", served_name="p", server_args=("--x",))
+    command, what = server_command(tmp_path, policy, 1)
+    assert what == "vllm serve" and command[1:3] == ["serve", str(tmp_path)] and command[-1] == "--x"
+    assert command[command.index("--served-model-name") + 1] == "p"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "base/model", "r": 24}')
+    command, _ = server_command(adapter, policy, 1)
+    assert command[2] == "base/model" and f"p={adapter}" in command
+    assert command[command.index("--max-lora-rank") + 1] == "32"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="there is no `vllm` command"):
+        server_command(tmp_path, policy, 1)
     with FaultServer() as server, pytest.raises(UsageError, match=f"port {server.port} is taken"):
         require_free(server.port)
