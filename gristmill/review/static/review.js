@@ -22,6 +22,9 @@ const page = {
   known: new Map(), // id → promise of a rollout
   asked: 0, // only the latest `go` may draw
   work: Promise.resolve(), // decisions go out one after another, in the order of the keys
+  pending: new Map(), // id → {rollout_id, decision, tags, note} on its way to the disk: fields show it meanwhile
+  sent: new WeakSet(), // those of them that are under way
+  deciding: false,
 };
 
 // ---- small parts
@@ -140,6 +143,7 @@ async function refresh() {
 
 const of = (id) => page.opinions.get(id) || [];
 const mine = (id) => of(id).find((one) => one.reviewer === page.reviewer);
+const written = (id) => page.pending.get(id) || mine(id) || { tags: [], note: "" };
 const myJudgement = (id) => mine(id)?.judgement || null;
 
 function judged(id) {
@@ -216,10 +220,10 @@ function drawAttempts() {
 }
 
 function drawNotes() {
-  const own = mine(page.at.id);
-  $("note").value = own ? own.note : "";
+  const own = written(page.at.id);
+  $("note").value = own.note;
   $("tag").value = "";
-  drawTags(own ? own.tags : []);
+  drawTags(own.tags);
 }
 
 function drawTags(tags) {
@@ -349,7 +353,7 @@ function say(words) {
 
 async function go(id, byHand = false) {
   const ticket = ++page.asked;
-  if (page.at) saveNote();
+  saveNote();
   try {
     const rollout = await fetchRollout(id);
     if (ticket !== page.asked) return;
@@ -399,22 +403,44 @@ function ownTags() {
   return [...$("tags").children].map((item) => item.firstChild.textContent);
 }
 
-async function post(id, decision, tags, note) {
-  const answer = await json("decisions", { rollout_id: id, decision, tags, note });
-  page.opinions.set(id, answer.opinions);
-  $("problem").hidden = true;
-  drawBar();
+// Tags and note as they are in the fields now go out with a decision on the rollout that is shown now.
+function post(decision, then = () => {}) {
+  const { id } = page.at;
+  const entry = { rollout_id: id, decision, tags: ownTags(), note: $("note").value.trim() };
+  page.pending.set(id, entry);
+  return queueWork(async () => {
+    try {
+      const sent = json("decisions", entry);
+      page.sent.add(entry);
+      const answer = await sent;
+      page.opinions.set(id, answer.opinions);
+    } finally {
+      if (page.pending.get(id) === entry) page.pending.delete(id);
+    }
+    $("problem").hidden = true;
+    drawBar();
+    if (page.at?.id === id) drawOpinions();
+    await then(id);
+  });
+}
+
+// The page is left: what still waits in the queue goes out now, and arrives without the page.
+function leave() {
+  saveNote();
+  for (const entry of page.pending.values()) {
+    if (!page.sent.has(entry)) ask("decisions", entry).catch(() => {});
+    page.sent.add(entry);
+  }
 }
 
 function decide(decision) {
-  return queueWork(async () => {
-    if (!page.at) return;
-    const { id } = page.at;
-    await post(id, decision, ownTags(), $("note").value.trim());
+  // A second key while the first is being saved would fall on a rollout that nobody has seen yet.
+  if (!page.at || page.deciding) return;
+  page.deciding = true;
+  post(decision, async (id) => {
     say(DONE[decision][0].toUpperCase() + DONE[decision].slice(1));
     if (page.place.has(id)) await onward();
-    else drawOpinions();
-  });
+  }).finally(() => { page.deciding = false; });
 }
 
 function undo() {
@@ -433,27 +459,14 @@ function undo() {
 }
 
 function saveTags(tags) {
-  const { id } = page.at;
   drawTags(tags);
-  return queueWork(async () => {
-    await post(id, "comment", tags, $("note").value.trim());
-    if (page.at.id !== id) return;
-    drawTags(mine(id).tags);
-    drawOpinions();
-    if (![...$("known-tags").children].some((option) => tags.includes(option.value))) $("known-tags").append(...tags.map((tag) => el("option", { value: tag })));
-  });
+  post("comment");
+  const known = [...$("known-tags").children].map((option) => option.value);
+  $("known-tags").append(...tags.filter((tag) => !known.includes(tag)).map((tag) => el("option", { value: tag })));
 }
 
 function saveNote() {
-  const { id } = page.at;
-  const note = $("note").value.trim();
-  if (note === (mine(id)?.note || "")) return null;
-  const tags = ownTags();
-  return queueWork(async () => {
-    if (note === (mine(id)?.note || "")) return; // a decision took it along
-    await post(id, "comment", tags, note);
-    if (page.at?.id === id) drawOpinions();
-  });
+  if (page.at && $("note").value.trim() !== written(page.at.id).note) post("comment");
 }
 
 // ---- keys
@@ -515,7 +528,7 @@ $("next").addEventListener("click", () => step(1));
 $("previous").addEventListener("click", () => step(-1));
 $("help-open").addEventListener("click", () => $("help").showModal());
 $("filter").addEventListener("change", () => { filtered(); $("filter").blur(); });
-$("note").addEventListener("blur", () => page.at && saveNote());
+$("note").addEventListener("blur", saveNote);
 $("tag-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const tag = $("tag").value.trim();
@@ -525,7 +538,7 @@ $("tag-form").addEventListener("submit", (event) => {
 $("keys-on").addEventListener("change", () => sessionStorage.setItem("keys", $("keys-on").checked ? "on" : "off"));
 window.addEventListener("hashchange", () => { if (location.hash.slice(1) !== page.at?.id) go(location.hash.slice(1)); });
 window.addEventListener("popstate", () => { if (location.hash.slice(1) && location.hash.slice(1) !== page.at?.id) go(location.hash.slice(1)); });
-window.addEventListener("pagehide", () => page.at && saveNote());
+window.addEventListener("pagehide", leave);
 document.addEventListener("visibilitychange", () => {
   // Others may have decided meanwhile.
   if (document.visibilityState === "visible" && page.queue.length) {
