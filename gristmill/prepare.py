@@ -25,6 +25,7 @@ import orjson
 from gristmill.artifact import ArtifactRef
 from gristmill.checks import require_no_errors
 from gristmill.checks.catalogue import Report
+from gristmill.checks.content import template_of
 from gristmill.checks.validate import validate
 from gristmill.curate import SELECTION, curate
 from gristmill.dataset import check, write_dataset
@@ -127,6 +128,8 @@ def prepare(
             choose=choosing,
             evaluation=evaluation,
             seed=recipe.seed,
+            max_length=launch.max_length if launch else None,
+            render=template_of(recipe.format.tokenizer) if recipe.format.tokenizer else None,
         )
         inputs = [
             {"name": source["name"], "bytes": path.stat().st_size, "rows": source["rows"], "sha256": digest}
@@ -252,6 +255,8 @@ def launch_values(recipe: Recipe) -> dict[str, Any]:
     values = recipe.train.model_dump(include=recipe.train.model_fields_set & fields)
     if "model" in recipe.policy.model_fields_set:
         values["model"] = recipe.policy.model
+    if recipe.format.max_tokens:  # rows are no longer than that, and the trainer shall cut none of them
+        values.setdefault("max_length", recipe.format.max_tokens)
     return {**values, "seed": recipe.seed}
 
 

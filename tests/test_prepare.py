@@ -194,6 +194,9 @@ def test_options_are_recipe_fields(file: Path) -> None:
     assert asked(Options(where=["reward > 0", "turns = 1"])).curate.where == ("reward > 0", "turns = 1")
     assert asked(Options(seed=1), "seed=2").seed == 2  # what stands as key=value comes last
     assert launch_values(asked(Options(model="m"), "train.epochs=3")) == {"model": "m", "epochs": 3.0, "seed": 0}
+    limited = Options(tokenizer="tiny-random", max_tokens=99)
+    assert launch_values(asked(limited)) == {"max_length": 99, "seed": 0}
+    assert launch_values(asked(limited, "train.max_length=50")) == {"max_length": 50, "seed": 0}
 
 
 def test_a_recipe_names_its_files(tmp_path: Path, file: Path) -> None:
