@@ -9,8 +9,9 @@ import pytest
 
 from gristmill.checks import Evidence, Report, validate
 from gristmill.checks.content import read_content
+from gristmill.checks.gather import gather
 from gristmill.curate import SELECTION, curate
-from gristmill.recipe import ChecksRecipe, CurateRecipe, FormatRecipe
+from gristmill.recipe import ChecksRecipe, CurateRecipe, FormatRecipe, build
 from tests.rows import rollout, table
 
 LONG = (
@@ -120,6 +121,37 @@ def test_pairs_are_those_that_formatting_makes(tmp_path: Path) -> None:
     assert (pairs.count, pairs.small, pairs.longer_chosen, pairs.binary) == (1, 1, 1, False)
     assert pairs.gaps is not None
     assert pairs.gaps.max == 1.0
+
+
+@pytest.mark.parametrize("pairs", [{}, {"strategy": "all", "min_gap": 0.4}, {"strategy": "folded"}])
+def test_pairs_of_real_rollouts_too(shared: Path, tmp_path: Path, pairs: dict[str, Any]) -> None:
+    from gristmill.dataset import write_dataset
+    from gristmill.ingest import ingest
+
+    result = ingest([shared / "live" / "rg" / "rollouts.jsonl"], tmp_path)
+    counted = {"rows_read": result.rows_read, "rows_kept": result.rows_kept, "dropped": {}}
+    recipe = build({"format": {"method": "dpo", "pairs": pairs}})
+    counts = curate([result.tables], [counted], recipe.curate, tmp_path)
+    found = gather([result.tables], tmp_path / SELECTION, counts, method="dpo", pairs=recipe.format.pairs).evidence
+    (tmp_path / "out").mkdir()
+    written = write_dataset(tmp_path / SELECTION, [result.tables], counts, recipe.format, tmp_path / "out")
+    assert found.pairs is not None
+    assert found.pairs.count == written["examples"] > 100
+
+
+def test_what_the_other_methods_would_train_on(tmp_path: Path) -> None:
+    rows = [
+        *(rollout("good", task=0, repeat=0), rollout("bad", task=0, repeat=1, reward=0.4)),
+        *(rollout("fine", task=1, repeat=0, reward=0.7), rollout("cut", task=1, repeat=1, truncated=True)),
+        *(rollout("one", task=2, repeat=0), rollout("two", task=2, repeat=1)),
+    ]
+    kto = evidence(tmp_path / "kto", rows, method="kto")
+    assert (kto.desirable, kto.undesirable, kto.examples) == (4, 1, 5)
+    assert evidence(tmp_path / "rl", rows, method="rl").examples == 2  # tasks whose rewards differ
+    files, counted = table(tmp_path / "strict", rows)
+    counts = curate([files], [counted], CurateRecipe(min_reward=None), tmp_path)
+    strict = gather([files], tmp_path / SELECTION, counts, method="kto", label_threshold=0.8).evidence
+    assert (strict.desirable, strict.undesirable) == (3, 2)
 
 
 def test_lengths_and_repeats(tmp_path: Path) -> None:
@@ -305,7 +337,6 @@ def test_equal_input_gives_an_equal_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward", "rl"])
 def test_every_real_file_can_be_checked(shared: Path, tmp_path: Path, method: Any) -> None:
-    from gristmill.recipe import build
     from gristmill.validate_command import check_files
 
     recipe = build({"format": {"method": method}, "curate": {"min_reward": None}})

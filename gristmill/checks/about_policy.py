@@ -76,8 +76,8 @@ def not_compared(evidence: Evidence, recipe: ChecksRecipe) -> Said | None:
     found = evidence.contamination
     if found is None:
         return Said(
-            "no evaluation tasks were given, so nobody knows whether training shows them; name them with "
-            "--against FILE",
+            "no evaluation tasks were given, so nobody knows whether training shows them; "
+            "`gristmill validate --against FILE` compares",
             {},
         )
     if found.tasks and found.prompts:

@@ -60,6 +60,7 @@ def gather(
     *,
     method: Method,
     pairs: PairsRecipe | None = None,
+    label_threshold: float | None = None,
     seed: int = 0,
     max_length: int | None = None,
     samples: int | None = None,
@@ -71,6 +72,7 @@ def gather(
         selection: the `selection.parquet` over them.
         counts: of the last stage so far: `rows_read`, `dropped`, and `examples` (training rows) or `rows_kept`.
         pairs: how preference pairs are made; None makes none.
+        label_threshold: KTO's, from which reward on an answer is desirable; None takes each environment's own.
         seed: of the recipe.
         max_length: tokens that training keeps of a row.
         samples: rollouts a task that the recipe asks for.
@@ -85,9 +87,12 @@ def gather(
         )
         environments = _environments(db)
         good, bad = _row(
-            db, "SELECT count(*) FILTER (reward >= solved_at), count(*) FILTER (reward < solved_at) FROM rollout "
-            "JOIN environment USING (environment) WHERE NOT truncated"
-        )  # fmt: skip
+            db,
+            "SELECT count(*) FILTER (reward >= coalesce($at, solved_at)), "
+            "count(*) FILTER (reward < coalesce($at, solved_at)) "
+            "FROM rollout JOIN environment USING (environment) WHERE NOT truncated",
+            {"at": label_threshold},
+        )
         tasks, largest = _row(
             db,
             "SELECT count(*), coalesce(max(n), 0) FROM "
@@ -99,7 +104,8 @@ def gather(
         fence = chars.p75 + 3 * (chars.p75 - chars.p25) if chars else 0.0
         grouped = None if pairs is None else groups(db)
         made = None if pairs is None or grouped is None else pair_up(grouped, pairs, seed)
-        wanted = good + bad if method == "kto" else made.count if made else chosen
+        signal = sum(one.signal_tasks for one in environments)
+        wanted = made.count if made else {"kto": good + bad, "rl": signal}.get(method, chosen)
         evidence = Evidence(
             method=method,
             rows_read=counts["rows_read"],
@@ -165,8 +171,8 @@ def _load(db: duckdb.DuckDBPyConnection, tables: Sequence[Sequence[Path]], selec
     )
 
 
-def _row(db: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
-    found = db.execute(query, list(values)).fetchone()
+def _row(db: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...]:
+    found = db.execute(query, values).fetchone()
     assert found is not None
     return tuple(found)
 

@@ -60,6 +60,7 @@ def validate(
         counts,
         method=method,
         pairs=format.pairs if preference else None,
+        label_threshold=format.label_threshold,
         seed=seed,
         max_length=max_length,
         samples=samples,
