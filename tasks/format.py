@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect.artifacts import create_markdown_artifact
+
 from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.curate import SELECTION
 from gristmill.dataset import write_dataset
+from gristmill.dataset.card import describe
 from gristmill.recipe import FormatRecipe
 from gristmill.targets import Launch
 from gristmill.workspace import Workspace
@@ -42,12 +45,14 @@ def format_dataset(
             launch=_launch(launch),
             progress=lambda done, total: progress.advance(done, total, "rollouts"),
         )
-        return draft.commit(
+        ref = draft.commit(
             stage="format",
             parents=[selection, *tables],
             settings={**settings.model_dump(mode="json"), "seed": seed},
             counts=counts,
         )
+    create_markdown_artifact(describe(settings, counts), key="dataset", description=str(ref))
+    return ref
 
 
 def _launch(values: dict[str, Any] | None) -> Launch | None:

@@ -20,16 +20,23 @@ _NAMES = {
 
 def write_card(folder: Path, recipe: FormatRecipe, counts: dict[str, Any]) -> None:
     """Write the card."""
-    (folder / CARD).write_text("\n".join(_lines(recipe, counts)) + "\n", encoding="utf-8")
+    head = (
+        "---\n"
+        "license: other  # not known to the tool: name the licence of the tasks and of the model that answered\n"
+        f"tags: [agent-rollouts, {recipe.method}]\n"
+        "---\n"
+    )
+    (folder / CARD).write_text(head + describe(recipe, counts), encoding="utf-8")
+
+
+def describe(recipe: FormatRecipe, counts: dict[str, Any]) -> str:
+    """The card's text, in Markdown."""
+    return "\n".join(_lines(recipe, counts)) + "\n"
 
 
 def _lines(recipe: FormatRecipe, counts: dict[str, Any]) -> list[str]:
     rewards = counts.get("rewards", {})
     lines = [
-        "---",
-        "license: other  # not known to the tool: name the licence of the tasks and of the model that answered",
-        "tags: [agent-rollouts, " + recipe.method + "]",
-        "---",
         f"# Training data: {_NAMES[recipe.method]}",
         "",
         f"{counts['examples']:,} rows for {recipe.target}: {counts['train']:,} to train on, "
