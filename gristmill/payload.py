@@ -148,4 +148,6 @@ def _runs(conversation: chat.Conversation) -> list[str] | None:
             arguments = orjson.dumps(call["function"]["arguments"], option=orjson.OPT_SORT_KEYS).decode()
             said.append(f"{call['function']['name']} {arguments}")
     words = _WORD.findall(unicodedata.normalize("NFKC", "\n".join(said)).casefold())
-    return [" ".join(words[at : at + _RUN]) for at in range(max(1, len(words) - _RUN + 1))] if words else None
+    if len(words) <= _RUN:
+        return [" ".join(words)] if words else None
+    return list(map(" ".join, zip(*(words[at:] for at in range(_RUN)), strict=False)))

@@ -417,3 +417,9 @@ def test_a_table_without_a_usable_row(tmp_path: Path) -> None:
     assert selection == []
     assert (counts["rows_read"], counts["rows_kept"], counts["dropped"]) == (1, 0, {"reward_null": 1})
     assert counts["rewards"]["mean"] is None
+
+
+@pytest.mark.parametrize("name", ["it's", "a[1]b", "q?y", "white space é"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    _, counts = select(tmp_path / name, [rollout("a"), rollout("b", repeat=1)], where="task_rollouts = 2")
+    assert counts["rows_kept"] == 2
