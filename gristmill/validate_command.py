@@ -71,7 +71,8 @@ def run(
     chosen = load(recipe, overrides) if recipe else build({}, overrides, source="the overrides")
     if strict:
         chosen = chosen.model_copy(update={"checks": chosen.checks.model_copy(update={"strict": True})})
-    report = check_files(files, chosen, known=recipe is not None, against=against)
+    with Console(stderr=True).status("reading and checking rollouts"):  # drawn in terminals only
+        report = check_files(files, chosen, known=recipe is not None, against=against)
     if html is not None:
         try:
             html.write_text(page.render(report), encoding="utf-8")

@@ -148,6 +148,16 @@ def test_what_the_other_methods_would_train_on(tmp_path: Path) -> None:
     kto = evidence(tmp_path / "kto", rows, method="kto")
     assert (kto.desirable, kto.undesirable, kto.examples) == (4, 1, 5)
     assert evidence(tmp_path / "rl", rows, method="rl").examples == 2  # tasks whose rewards differ
+    even = [
+        rollout(f"{task} {repeat}", task=task, repeat=repeat, reward=reward)
+        for task, rewards in enumerate([(1.0, 0.0)] * 2 + [(1.0, 1.0)] * 3 + [(0.0, 0.0)] * 3)
+        for repeat, reward in enumerate(rewards)
+    ]
+    (few,) = [f for f in check(tmp_path / "few", even, method="rl", min_examples=5).findings if f.id == "GM102"]
+    assert [remedy.setting for remedy in few.remedies] == ["collect.samples"]
+    rows_then = few.remedies[0].rows
+    assert rows_then is not None
+    assert 5 <= rows_then < 8
     files, counted = table(tmp_path / "strict", rows)
     counts = curate([files], [counted], CurateRecipe(min_reward=None), tmp_path)
     strict = gather([files], tmp_path / SELECTION, counts, method="kto", label_threshold=0.8).evidence

@@ -102,7 +102,7 @@ def gather(
         tokens = _column(db, f"(answer_chars + prompt_chars) / {_chars_per_token(db)!r}", "chosen")
         chars = spread(lengths)
         fence = chars.p75 + 3 * (chars.p75 - chars.p25) if chars else 0.0
-        grouped = None if pairs is None else groups(db)
+        grouped = groups(db) if pairs is not None or method == "rl" else None
         made = None if pairs is None or grouped is None else pair_up(grouped, pairs, seed)
         signal = sum(one.signal_tasks for one in environments)
         wanted = made.count if made else {"kto": good + bad, "rl": signal}.get(method, chosen)

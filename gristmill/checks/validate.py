@@ -77,7 +77,12 @@ def validate(
         leaks = find_leaks(prompts, evaluation, threshold=checks.overlap, allowed=checks.allowed_overlaps, reread=again)
         evidence = evidence.model_copy(update={"contamination": leaks})
     if evidence.examples < checks.min_examples:
-        change = _pairing(found, format.pairs, seed, checks) if preference else _curating(found, curate, choose, checks)
+        if preference:
+            change = _pairing(found, format.pairs, seed, checks)
+        elif method == "rl":
+            change = _signalling(found, checks)
+        else:
+            change = _curating(found, curate, choose, checks)
         evidence = evidence.model_copy(update=change)
     return run_checks(evidence, checks)
 
@@ -120,6 +125,21 @@ def _pairing(found: Gathered, recipe: PairsRecipe, seed: int, checks: ChecksReci
             _samples(evidence, [n for n, _, _ in tasks]),
             checks.min_examples,
         ),
+    }
+
+
+def _signalling(found: Gathered, checks: ChecksRecipe) -> dict[str, Any]:
+    """For RL, where a row is a task whose rewards differ: it needs one rollout that ends otherwise than the others."""
+    tasks = []
+    for unit, candidates in found.groups.tasks if found.groups else ():
+        rewards = [one.reward for one in candidates]
+        solved = sum(reward >= unit.solved_at for reward in rewards)
+        tasks.append((len(rewards), solved, max(rewards) > min(rewards)))
+    if not tasks:
+        return {}
+    samples = _samples(found.evidence, [n for n, _, _ in tasks])
+    return {
+        "more_rollouts": remedies.enough(lambda more: remedies.more_pairs(tasks, more), samples, checks.min_examples)
     }
 
 
