@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from gristmill.decisions import DecisionLog, effective, login_name
@@ -105,7 +106,14 @@ def _open(what: Sequence[str], place: Workspace, sizes: Sizes, judged: Mapping[s
     from gristmill.ingest import ingest
 
     with tempfile.TemporaryDirectory(prefix="gristmill-review-") as folder:
-        result = ingest(list(what), Path(folder))
+        with ProgressBar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading", total=None)
+            result = ingest(
+                list(what),
+                Path(folder),
+                copy=False,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
         if not result.rows_kept:
             raise UsageError(
                 f"none of the {result.rows_read:,} rows can be used; `gristmill inspect {what[0]}` says why of each"
