@@ -146,7 +146,7 @@ def _asking(
     """The remote collector, with whatever servers it needs."""
     from contextlib import ExitStack
 
-    from gristmill.collect.gym import GymCollector
+    from gristmill.collect.gym import GymCollector, servers
     from gristmill.collect.openai import Endpoint, OpenAICollector
     from gristmill.collect.stack import attached, policy_behind, started
     from gristmill.serve import served
@@ -155,6 +155,9 @@ def _asking(
     with ExitStack() as stack:
         who: dict[str, Any] = {"model": actor.name, "identity": actor.identity}
         endpoint: Endpoint | None = None
+        starts_gym = bool(environment.start) and policy.kind == "serve"
+        if environment.name == GYM and not starts_gym:
+            servers(environment.head)  # before a policy is served for nothing
         if policy.kind == "serve":
             say(0, 0, "starting the policy's server")
             endpoint = stack.enter_context(
@@ -175,7 +178,8 @@ def _asking(
                 seed=seed,
             )
             return
-        if environment.start and endpoint is not None:
+        if starts_gym:
+            assert endpoint is not None
             say(0, 0, "starting Gym's servers")
             known = stack.enter_context(
                 started(environment, endpoint, log=work / "gym.log", start_timeout=requests.start_timeout)
