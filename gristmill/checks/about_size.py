@@ -129,8 +129,8 @@ def _share(count: int, of: int, most: float, what: str, threshold: str, advice: 
 def _causes(evidence: Evidence) -> str:
     biggest = sorted(evidence.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
     causes = ", ".join(f"{count} {reason}" for reason, count in biggest if count)
-    causes = causes or ("nothing was dropped" if evidence.rows_read else "no rows were read")
-    return f"from {many(evidence.rows_read, 'rollout')}; dropped: {causes}"
+    lost = f"dropped: {causes}" if causes else "nothing was dropped" if evidence.rows_read else "no rows were read"
+    return f"from {many(evidence.rows_read, 'rollout')}; {lost}"
 
 
 def _remedies(evidence: Evidence, wanted: int) -> tuple[Remedy, ...]:
