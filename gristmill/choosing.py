@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from gristmill import scan
 from gristmill.balance import NONE, quotas
 from gristmill.condition import Names
-from gristmill.errors import RecipeError
+from gristmill.errors import GristmillError
 from gristmill.reasons import DropReason
 from gristmill.recipe import CurateRecipe
 from gristmill.rules import rules
@@ -98,6 +98,7 @@ class Choosing:
 
         Raises:
             RecipeError: a condition fails on some row.
+            ArtifactDamaged: a table cannot be read.
         """
         import duckdb
 
@@ -127,10 +128,14 @@ class Choosing:
         except duckdb.Error as error:
             raise self._culprit(error) from None
 
-    def _culprit(self, error: Exception) -> RecipeError:
-        """The condition on which a row fails, such as one that casts text to a number."""
+    def _culprit(self, error: Exception) -> GristmillError:
+        """The condition on which a row fails, such as one that casts text to a number; or a damaged table."""
         import duckdb
 
+        try:
+            self._db.execute("SELECT count(COLUMNS(*)) FROM rollouts").fetchall()
+        except duckdb.Error as own:
+            return scan.damaged(own)
         for rule in self.rules:
             try:
                 self._db.execute(f"SELECT count(*) FROM ({self._names.source()}) WHERE {rule.sql}").fetchall()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gristmill.errors import InputError
+from gristmill.errors import ArtifactDamaged, InputError
 from gristmill.inputs import INPUTS
 from gristmill.table import schema
 
@@ -43,6 +43,7 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
 
     Raises:
         InputError: there is no file at all.
+        ArtifactDamaged: one is no Parquet file.
     """
     import duckdb
 
@@ -70,10 +71,18 @@ def connect(tables: Sequence[Sequence[Path]]) -> duckdb.DuckDBPyConnection:
         db.execute(f"CREATE TEMP VIEW scales AS {_SCALES}")
         if inputs:
             db.execute(f"CREATE TEMP VIEW inputs AS FROM read_parquet({_texts(inputs)})")
+    except duckdb.Error as error:
+        db.close()
+        raise damaged(error) from None
     except BaseException:
         db.close()
         raise
     return db
+
+
+def damaged(error: Exception) -> ArtifactDamaged:
+    """What to say when DuckDB cannot read a table."""
+    return ArtifactDamaged(f"a rollout table cannot be read: {str(error).splitlines()[0]}; ingest the rollouts again")
 
 
 def columns() -> list[str]:

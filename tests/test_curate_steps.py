@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gristmill.balance import quotas
 from gristmill.curate import SELECTION, curate
-from gristmill.errors import RecipeError, UsageError
+from gristmill.errors import ArtifactDamaged, RecipeError, UsageError
 from gristmill.recipe import BalanceRecipe, CurateRecipe, build
 from tests.rows import rollout, table
 
@@ -423,3 +423,14 @@ def test_a_table_without_a_usable_row(tmp_path: Path) -> None:
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     _, counts = select(tmp_path / name, [rollout("a"), rollout("b", repeat=1)], where="task_rollouts = 2")
     assert counts["rows_kept"] == 2
+
+
+def test_a_damaged_table_is_not_blamed_on_a_condition(tmp_path: Path) -> None:
+    files, counts = table(tmp_path, [rollout("x" * 500, repeat=n) for n in range(50)])
+    whole = files[0].read_bytes()
+    for name, data in (("cut", whole[:1000]), ("changed", b"PAR1" + b"\xff" * 3000 + whole[3004:])):
+        (tmp_path / name).mkdir()
+        part = tmp_path / name / files[0].name
+        part.write_bytes(data)
+        with pytest.raises(ArtifactDamaged, match="cannot be read"):
+            curate([[part]], [counts], CurateRecipe(where="turns > 0"), tmp_path)
