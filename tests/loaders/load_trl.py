@@ -12,6 +12,8 @@ import tiny
 def load(export: Path, method: str, template: Path, work: Path) -> list[tiny.Row]:
     model = tiny.model(template, work / "model")
     words = tiny.tokenizer(template)
+    if (export / f"{method}.yaml").exists():
+        understood(export / f"{method}.yaml", method)
     before, after = (export / "train.py").read_text().split("trainer.train()\n")
     sys.argv = ["train.py", str(model)]
     scope: dict[str, Any] = {"__file__": str(export / "train.py"), "__name__": "__main__"}
@@ -21,6 +23,16 @@ def load(export: Path, method: str, template: Path, work: Path) -> list[tiny.Row
         scope["trainer"].train()
         exec(compile(after, "train.py", "exec"), scope)
     return rows
+
+
+def understood(config: Path, method: str) -> None:
+    """The `trl` command's own parser takes every key of the config; it ends the program at one it does not know."""
+    import trl
+
+    kind = getattr(trl, {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward"}[method] + "Config")
+    parser = trl.TrlParser((trl.ScriptArguments, kind, trl.ModelConfig, trl.DatasetMixtureConfig))
+    made = parser.parse_args_and_config(["--config", str(config), "--use_cpu", "true", "--bf16", "false"])
+    assert made[1].max_length and made[3].datasets
 
 
 def prepared(words: Any, row: dict[str, Any], method: str) -> tiny.Row:
