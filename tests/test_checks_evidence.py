@@ -185,6 +185,27 @@ def test_turns_keep_their_models_and_their_diversity(tmp_path: Path) -> None:
     assert report.evidence.chosen_models == {"old": 8, "new": 4}
 
 
+def test_leaks_are_found_in_every_turn_though_files_have_one_name(tmp_path: Path) -> None:
+    made = [table(tmp_path / str(n), [rollout(f"{n}", question=f"is this question number {n}?")]) for n in range(3)]
+    files, counted = [one[0] for one in made], [one[1] for one in made]
+    counts = curate(files, counted, CurateRecipe(), tmp_path)
+    heldout = [{"responses_create_params": {"input": f"Is this question number {n}?"}} for n in range(3)]
+    report = validate(
+        files,
+        tmp_path / SELECTION,
+        counts,
+        curate=CurateRecipe(),
+        format=FormatRecipe(),
+        checks=ChecksRecipe(min_examples=1),
+        choose=lambda _: 0,
+        evaluation=heldout,
+    )
+    found = report.evidence.contamination
+    assert found is not None
+    assert found.prompts == 3
+    assert sorted(leak.where for leak in found.exact) == [f"turn {n} rollouts.jsonl:1" for n in (1, 2, 3)]
+
+
 def tool(parameters: Any, name: str = "add") -> list[dict[str, Any]]:
     return [{"type": "function", "name": name, "parameters": parameters, "strict": None, "description": "adds"}]
 

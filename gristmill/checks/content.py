@@ -109,14 +109,14 @@ def training_prompts(
         if key is not None:  # no prompt: the task stands elsewhere
             known = first.get(key)
             first[key] = (known[0], known[1] + 1) if known else (place, 1)
-    counts = {place.where: count for place, count in first.values()}
-    places = {place.where: place for place, _ in first.values()}
-    ordered = sorted(places.values(), key=lambda place: (str(place.file), place.row))
+    ordered = sorted(first.values(), key=lambda one: (str(one[0].file), one[0].row))
+    places = {place.where: place for place, _ in ordered}
+    counts = {(place.file, place.row): count for place, count in ordered}
 
     def prompts() -> Iterator[Prompt]:
-        for place, raw in _lines(ordered):
+        for place, raw in _lines([place for place, _ in ordered]):
             text, question = prompt_text(parse(raw))
-            yield Prompt(text, question, place.where, counts[place.where])
+            yield Prompt(text, question, place.where, counts[place.file, place.row])
 
     def again(where: str) -> str:
         place = places[where]
@@ -139,7 +139,9 @@ def _places(tables: Sequence[Sequence[Path]], selection: Path, *, usable: bool) 
             if len(mine):
                 named = _table(path, "source", "line", "agent").take(mine).to_pylist()
                 for row, name in zip(mine.tolist(), named, strict=True):
-                    where = f"{name['source']}:{name['line']}"
+                    # the files of several turns have one name
+                    turn = f"turn {number + 1} " if len(tables) > 1 else ""
+                    where = f"{turn}{name['source']}:{name['line']}"
                     yield _Place(path, row, where, name["agent"] or name["source"])
 
 

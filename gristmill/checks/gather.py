@@ -309,19 +309,19 @@ def _conflicts(db: duckdb.DuckDBPyConnection) -> dict[str, list[Conflict]]:
     found = db.execute(
         """
         WITH part AS (
-            SELECT rollout_id, at_table, environment, unnest(map_keys(metrics)) AS name,
+            SELECT at_table, at_file, at_row, environment, unnest(map_keys(metrics)) AS name,
                 unnest(map_values(metrics)) AS value
             FROM rollout
         ), score AS (
-            SELECT rollout_id, at_table, environment, replace(name, 'reward_components.', '') AS name, value
+            SELECT at_table, at_file, at_row, environment, replace(name, 'reward_components.', '') AS name, value
             FROM part WHERE starts_with(name, 'reward_components.')
         ), ranked AS (
             SELECT *, rank() OVER same + (count(*) OVER (PARTITION BY environment, name, value) - 1) / 2.0 AS place
             FROM score WINDOW same AS (PARTITION BY environment, name ORDER BY value)
         )
-        SELECT a.environment, a.name, b.name, corr(a.place, b.place ORDER BY a.place, b.place), count(*)
-        FROM ranked a JOIN ranked b ON a.rollout_id = b.rollout_id AND a.at_table = b.at_table
-            AND a.environment = b.environment AND a.name < b.name
+        SELECT environment, a.name, b.name, corr(a.place, b.place ORDER BY a.place, b.place), count(*)
+        FROM ranked a JOIN ranked b USING (at_table, at_file, at_row, environment)
+        WHERE a.name < b.name
         GROUP BY 1, 2, 3 HAVING count(*) >= ? ORDER BY 1, 4, 2, 3
         """,
         [_CONFLICT_ROWS],
