@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from gristmill.collect.run import check
 from gristmill.collect.stored import Stored, completion
 from gristmill.environment import make_tasks, source, verifier
 from gristmill.errors import CollectionError, GateError, InputError, RecipeError, UsageError
-from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, load
+from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, build, load
 from gristmill.serve import Process, last_words, require_free, running, server_command
 from tests.faults import FaultServer, task
 
@@ -45,7 +45,7 @@ VERIFIER = f"{__name__}:starts_with_answer"
 # ---- tasks
 
 
-def settings(folder: Path, **fields: Any) -> EnvironmentRecipe:
+def of_files(folder: Path, **fields: Any) -> EnvironmentRecipe:
     values = {"name": VERIFIER, "train_file": str(folder / "train.jsonl"), "tasks": 4, "heldout": 2, **fields}
     return EnvironmentRecipe.model_validate(values)
 
@@ -57,14 +57,14 @@ def prompts(rows: list[dict[str, Any]]) -> set[str]:
 def test_turns_and_splits_of_a_file_share_no_task(tmp_path: Path) -> None:
     rows = [task(i) for i in range(40)]
     write(tmp_path / "train.jsonl", rows)
-    recipe = settings(tmp_path)
+    recipe = of_files(tmp_path)
     drawn = [make_tasks(recipe, "train", 0, turn) for turn in (1, 2, 3)] + [make_tasks(recipe, "heldout", 0, 0)]
     assert [len(part) for part in drawn] == [4, 4, 4, 2]
     assert len(set.union(*map(prompts, drawn))) == 14
     write(tmp_path / "train.jsonl", rows[::-1])  # the order of the file is nothing
     assert [make_tasks(recipe, "train", 0, turn) for turn in (1, 2, 3)] == drawn[:3]
     assert make_tasks(recipe, "train", 1, 1) != drawn[0]
-    everything = settings(tmp_path, tasks=None, heldout=None)
+    everything = of_files(tmp_path, tasks=None, heldout=None)
     both = [make_tasks(everything, "train", 0, 1), make_tasks(everything, "heldout", 0, 0)]
     assert (
         sorted(len(part) for part in both) == sorted({len(both[0]), len(both[1])}) and len(both[0]) + len(both[1]) == 40
@@ -75,14 +75,14 @@ def test_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [task(i) for i in range(10)])
     same_prompt = {**task(3), "expected_answer": "another"}
     write(tmp_path / "heldout.jsonl", [same_prompt, task(20)])
-    recipe = settings(tmp_path, tasks=None, heldout_file=str(tmp_path / "heldout.jsonl"))
+    recipe = of_files(tmp_path, tasks=None, heldout_file=str(tmp_path / "heldout.jsonl"))
     assert prompts(make_tasks(recipe, "train", 0, 1)) == {f"task{i} ok" for i in range(10) if i != 3}
     assert len(make_tasks(recipe, "heldout", 0, 0)) == 2
     before = source(recipe)
     write(tmp_path / "heldout.jsonl", [task(21), task(20)])
     assert source(recipe) != before
     with pytest.raises(UsageError, match=r"turn 3 needs 15: lower environment.tasks or turns"):
-        make_tasks(settings(tmp_path, tasks=5), "train", 0, 3)
+        make_tasks(of_files(tmp_path, tasks=5), "train", 0, 3)
 
 
 def test_what_an_environment_lacks_is_said(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_an_environment_lacks_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="null means all of a file"):
         make_tasks(EnvironmentRecipe(tasks=None), "train", 0, 1)
     with pytest.raises(InputError, match="No such file"):
-        source(settings(tmp_path))
+        source(of_files(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,23 @@ def test_what_an_environment_lacks_is_said(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(policy: Any, environment: Any, trains: bool, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check(PolicyRecipe(**policy), EnvironmentRecipe(**environment), trains=trains)
+
+
+def test_how_it_is_asked_for_is_no_part_of_what_is_collected() -> None:
+    from gristmill.artifact import ArtifactRef
+    from tasks.caching import key_of
+    from tasks.collect import content
+
+    def key(**changed: Any) -> str:
+        recipe = build({}, [f"{name}={value}" for name, value in changed.items()])
+        policy, tasks = (ArtifactRef.model_validate({"kind": k, "digest": "0" * 64}) for k in ("checkpoint", "tasks"))
+        inputs = content(policy, tasks, recipe.policy, recipe.environment, recipe.collect, recipe.requests, recipe.seed)
+        return key_of("collect", "1", inputs)
+
+    same = ("requests.concurrency=3", "collect.min_completion=0.5", "policy.port=9", "environment.head=x")
+    other = ("collect.temperature=0.5", "environment.agent=a", "policy.kind=serve", "seed=4", "collect.seeds=false")
+    assert {key(**dict([c.split("=")])) for c in same} == {key()}
+    assert len({key(**dict([c.split("=")])) for c in other} | {key()}) == 6
 
 
 def test_the_recipe_for_nemo_gym_is_one() -> None:
@@ -242,6 +259,7 @@ def test_real_collections_are_read(shared: Path) -> None:
 # ---- replies
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.lists(st.text(max_size=10), max_size=2))
 def test_chat_replies_become_items_in_gyms_order(text: str, thoughts: list[str]) -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]

@@ -21,12 +21,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from gristmill.errors import CollectionError, GateError
 from gristmill.recipe import RequestsRecipe
+
+if TYPE_CHECKING:
+    from gristmill.collect.engine import Collector
 
 ROLLOUTS = "rollouts.jsonl"
 INPUTS = "rollouts_materialized_inputs.jsonl"
@@ -55,17 +58,8 @@ class Counts(NamedTuple):
         return self._asdict()
 
 
-class Asking(Protocol):
-    """A remote collector: `engine.Collector`, and the rows that it sends."""
-
-    def identity(self) -> dict[str, Any]: ...
-    def stamps(self, job: Any) -> dict[str, Any]: ...
-    def materialized(self, job: Any) -> dict[str, Any]: ...
-    async def attempt(self, http: Any, job: Any) -> Any: ...
-
-
 def collect(
-    collector: Asking,
+    collector: Collector,
     folder: Path,
     *,
     tasks: str,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx
 
+from gristmill.collect import Progress
 from gristmill.collect.failure import Failed, FailureClass, from_status, from_transport, record
 from gristmill.collect.journal import Journal
 from gristmill.collect.pace import Pace
@@ -58,6 +59,10 @@ class Collector(Protocol):
         """The keys that say which rollout a row or a failure is."""
         ...
 
+    def materialized(self, job: Job) -> dict[str, Any]:
+        """What is asked for, as one row: the task's fields, the sampling and the stamps."""
+        ...
+
     async def attempt(self, http: httpx.AsyncClient, job: Job) -> Reply:
         """Ask once.
 
@@ -66,10 +71,6 @@ class Collector(Protocol):
             httpx.TransportError: the same, for the engine to classify.
         """
         ...
-
-
-Progress = Callable[[int, int, str], None]
-"""Called with (rollouts there, rollouts wanted, how it goes)."""
 
 
 class Tally(NamedTuple):

@@ -10,11 +10,12 @@ Servers are started for the collection and stopped after it. Unfinished work sta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gristmill.collect import Asking, Counts, Progress, collect, each
+from gristmill.collect import Counts, Progress, collect, each
+from gristmill.collect.engine import Collector
 from gristmill.collect.tasks import TaskFile
 from gristmill.environment import GYM, verifier
 from gristmill.errors import RecipeError
@@ -114,9 +115,7 @@ def run(
                 progress=progress and (lambda done, total: progress(done, total, "rollouts")),
             )
         wanted = range(len(file)) if positions is None else positions
-        with _asking(environment, policy, actor, sampling, requests, file, seed, work, progress) as collector:
-            if environment.name == GYM:
-                collector.check(wanted)  # type: ignore[attr-defined]
+        with _asking(environment, policy, actor, sampling, requests, file, wanted, seed, work, progress) as collector:
             return collect(
                 collector,
                 out,
@@ -139,13 +138,12 @@ def _asking(
     sampling: SamplingRecipe,
     requests: RequestsRecipe,
     file: TaskFile,
+    wanted: Sequence[int],
     seed: int,
     work: Path,
     progress: Progress | None,
-) -> Iterator[Asking]:
+) -> Iterator[Collector]:
     """The remote collector, with whatever servers it needs."""
-    from contextlib import ExitStack
-
     from gristmill.collect.gym import GymCollector, servers
     from gristmill.collect.openai import Endpoint, OpenAICollector
     from gristmill.collect.stack import attached, policy_behind, started
@@ -188,4 +186,8 @@ def _asking(
             known = attached(environment, endpoint)
             if endpoint is None:
                 who = policy_behind(environment)
-        yield GymCollector(file.__getitem__, known, agent=environment.agent, policy=who, sampling=sampling, seed=seed)
+        collector = GymCollector(
+            file.__getitem__, known, agent=environment.agent, policy=who, sampling=sampling, seed=seed
+        )
+        collector.check(wanted)
+        yield collector
