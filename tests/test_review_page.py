@@ -258,6 +258,21 @@ def test_other_attempts_stand_beside_it_and_can_be_opened(desk: Desk) -> None:
     desk.shows(0)
 
 
+def test_on_a_narrow_page_a_button_leads_to_the_attempts(desk: Desk) -> None:
+    desk.page.set_viewport_size({"width": 390, "height": 844})
+    page = desk.open()
+    page.click("#to-attempts")
+    playwright.expect(page.locator("#attempts-title")).to_be_in_viewport()
+    assert page.evaluate("location.hash.slice(1)") == desk.ids[0]
+    desk.shows(0)
+
+
+def test_an_address_from_another_sample_leads_to_the_start(desk: Desk) -> None:
+    desk.page.goto(desk.url + "#" + "0" * 32)
+    desk.shows(0)
+    desk.trouble = [one for one in desk.trouble if "404" not in one]  # the browser notes the failed request
+
+
 def test_two_reviewers_see_that_they_disagree(desk: Desk, browser: Any) -> None:
     page = desk.open()
     page.keyboard.press("a")
@@ -394,7 +409,7 @@ def test_everything_has_a_name_for_those_who_listen(desk: Desk) -> None:
     page = desk.open(2)
     nameless = page.evaluate(
         """[...document.querySelectorAll("button, input, textarea, select, summary")].filter((node) =>
-            !(node.innerText || node.getAttribute("aria-label") || node.labels?.length || "").toString().trim()
+            node.checkVisibility() && !(node.innerText || node.getAttribute("aria-label") || node.labels?.length || "").toString().trim()
         ).map((node) => node.outerHTML)"""
     )
     assert nameless == []

@@ -529,6 +529,10 @@ $("previous").addEventListener("click", () => step(-1));
 $("help-open").addEventListener("click", () => $("help").showModal());
 $("filter").addEventListener("change", () => { filtered(); $("filter").blur(); });
 $("note").addEventListener("blur", saveNote);
+// The address's fragment names the rollout, so these are buttons and no links.
+for (const [button, target] of [["to-attempts", "attempts-title"], ["skip", "rollout"]]) {
+  $(button).addEventListener("click", () => { $(target).scrollIntoView(); $(target).focus({ preventScroll: true }); });
+}
 $("tag-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const tag = $("tag").value.trim();
@@ -559,7 +563,9 @@ document.addEventListener("visibilitychange", () => {
     drawBar();
     const wanted = location.hash.slice(1);
     const start = page.queue.find((one) => !myJudgement(one.id)) || page.queue[0];
-    await go(wanted || start.id);
+    // An address from another sample may name a rollout that is not here.
+    const there = wanted && await fetchRollout(wanted).then(() => true, () => false);
+    await go(there ? wanted : start.id);
   } catch (error) {
     fails(error);
   }
