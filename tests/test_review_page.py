@@ -408,9 +408,10 @@ def test_keys_can_be_switched_off_and_help_lists_them(desk: Desk) -> None:
 def test_everything_has_a_name_for_those_who_listen(desk: Desk) -> None:
     page = desk.open(2)
     nameless = page.evaluate(
-        """[...document.querySelectorAll("button, input, textarea, select, summary")].filter((node) =>
-            node.checkVisibility() && !(node.innerText || node.getAttribute("aria-label") || node.labels?.length || "").toString().trim()
-        ).map((node) => node.outerHTML)"""
+        """[...document.querySelectorAll("button, input, textarea, select, summary")]
+            .filter((node) => node.checkVisibility())
+            .filter((node) => !(node.innerText.trim() || node.getAttribute("aria-label") || node.labels?.length))
+            .map((node) => node.outerHTML)"""
     )
     assert nameless == []
     assert page.evaluate("document.activeElement.id") == "rollout"  # a screen reader hears where it is
