@@ -133,7 +133,7 @@ def review(
 @app.command()
 def validate(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="FILES... [KEY=VALUE]...", help="Rollout files, and recipe fields to change.")
+        list[str], typer.Argument(metavar="FILE|KEY=VALUE", help="Rollout files, and recipe fields to change.")
     ],
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe that says what is chosen and checked.")] = None,
     against: Annotated[
@@ -152,7 +152,7 @@ def validate(
 @app.command()
 def plan(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="RECIPE|FILES... [KEY=VALUE]...", help="A recipe, or rollout files.")
+        list[str], typer.Argument(metavar="RECIPE|FILE|KEY=VALUE", help="A recipe, or rollout files.")
     ],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     json: JsonOption = False,
