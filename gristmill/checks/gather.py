@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHARS_PER_TOKEN = 4.0  # of English text under common tokenizers; measured instead where rollouts count their tokens
 _COLUMNS = (
-    *("rollout_id", "source", "line", "agent", "task_key", "reward", "metrics", "model", "answer_key"),
+    *("rollout_id", "source", "agent", "task_key", "reward", "metrics", "model", "answer_key"),
     *("answer_chars", "prompt_chars", "output_tokens", "truncated"),
 )
 _NEAR_FULL = 0.95
@@ -346,7 +346,7 @@ class Groups(NamedTuple):
 # rollouts that pass every filter: what is chosen, and what only repeats or exceeds it
 _TASK_COUNTS = f"""
     WITH good AS (
-        SELECT coalesce(task_key, rollout_id) AS unit, at_table, answer_key, chosen,
+        SELECT coalesce(task_key, rollout_id) AS unit, answer_key, chosen,
             chosen OR left_out IN ('{DropReason.DUPLICATE_ANSWER}', '{DropReason.OVER_TASK_CAP}') AS good
         FROM rollout
     ), answer AS (
