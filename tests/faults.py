@@ -1,7 +1,7 @@
 """A server that misbehaves to order: NeMo Gym's head and agents, and an OpenAI endpoint, on loopback.
 
 What happens to a request is said by its prompt, a list of words taken one an attempt (the last one stays): `ok`,
-`500`, `503`, `422`, `429`, `garbage`, `half` (of a body), `hang`, `noreward`, `failed`. Raw sockets, so that half
+`500`, `503`, `422`, `429`, `garbage`, `gzip` (that is none), `half` (of a body), `hang`, `noreward`, `failed`. Raw sockets, so that half
 a body is one.
 """
 
@@ -108,6 +108,8 @@ class FaultServer:
                 return await self._reply(writer, int(word), f"the server says {word}")
             case "garbage":
                 return await self._reply(writer, 200, b"<html>so sorry</html>")
+            case "gzip":
+                return await self._reply(writer, 200, good, {"content-encoding": "gzip"})
             case "half":
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(good) + good[: len(good) // 2])
                 await writer.drain()

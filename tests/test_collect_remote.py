@@ -91,6 +91,7 @@ def test_each_fault_is_a_class_and_none_is_a_reward(tmp_path: Path) -> None:
         "noreward": "no_reward",
         "failed": "agent_failed",
         "503": "overloaded",
+        "gzip": "invalid_reply",
     }
     tasks = write(tmp_path / "tasks.jsonl", [task(i, words) for i, words in enumerate(faults)])
     with FaultServer() as server:
@@ -103,7 +104,7 @@ def test_each_fault_is_a_class_and_none_is_a_reward(tmp_path: Path) -> None:
         (i, kind) for i, kind in enumerate(faults.values()) if kind for _ in (0, 1)
     ]
     assert all("reward" not in f and "response" not in f and f["cause"] for f in failures)
-    assert counts.rollouts + sum(counts.failures.values()) == counts.expected == 20
+    assert counts.rollouts + sum(counts.failures.values()) == counts.expected == 22
     assert asked["task3 422"] == 2 and asked["task7 noreward"] == 2  # asking again would change nothing
     assert asked["task2 500"] == 6  # three attempts for each of two
     assert counts.tokens == 7 * counts.rollouts

@@ -68,7 +68,7 @@ class Collector(Protocol):
 
         Raises:
             Failed: there is no rollout, and why.
-            httpx.TransportError: the same, for the engine to classify.
+            httpx.RequestError: the same, for the engine to classify.
         """
         ...
 
@@ -109,7 +109,7 @@ async def post(http: httpx.AsyncClient, url: str, body: bytes, headers: dict[str
 
     Raises:
         Failed: any other status.
-        httpx.TransportError: no whole reply.
+        httpx.RequestError: no whole reply.
     """
     reply = await http.post(url, content=body, headers={"content-type": "application/json", **(headers or {})})
     if reply.status_code != 200:
@@ -214,7 +214,7 @@ class _Engine:
                     return reply
                 except Failed as error:
                     failed = error
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     failed = from_transport(error)
                 except TimeoutError:
                     failed = Failed(FailureClass.TIMEOUT, f"no answer within {limit:g} s")
@@ -242,7 +242,7 @@ class _Engine:
             if (why := self.pace.suspicious) is None:  # another worker has just found it alive
                 return
             if self.known_good is not None:
-                with contextlib.suppress(Failed, httpx.TransportError, TimeoutError):
+                with contextlib.suppress(Failed, httpx.RequestError, TimeoutError):
                     async with asyncio.timeout(self.requests.timeout):
                         await self.collector.attempt(http, self.known_good)
                     self.pace.good()
@@ -310,7 +310,7 @@ def once(ask: Ask, seconds: float) -> Any:
         try:
             async with client() as http, asyncio.timeout(seconds):
                 return await ask(http)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise from_transport(error) from error
         except TimeoutError as error:
             raise Failed(FailureClass.TIMEOUT, f"no answer within {seconds:g} s") from error

@@ -65,14 +65,16 @@ class Failed(Exception):
         return f"{self.kind}: {self.cause}"
 
 
-def from_transport(error: httpx.TransportError) -> Failed:
+def from_transport(error: httpx.RequestError) -> Failed:
     """An attempt that ended without a whole reply."""
     said = f"{type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Failed(FailureClass.UNREACHABLE, said)
     if isinstance(error, httpx.TimeoutException):
         return Failed(FailureClass.TIMEOUT, said)
-    return Failed(FailureClass.CUT, said)
+    if isinstance(error, httpx.TransportError):
+        return Failed(FailureClass.CUT, said)
+    return Failed(FailureClass.INVALID_REPLY, said)  # a body that is not encoded as its header says
 
 
 def from_status(status: int, body: bytes, retry_after: str | None) -> Failed:
