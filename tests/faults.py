@@ -1,8 +1,8 @@
 """A server that misbehaves to order: NeMo Gym's head and agents, and an OpenAI endpoint, on loopback.
 
 What happens to a request is said by its prompt, a list of words taken one an attempt (the last one stays): `ok`,
-`500`, `503`, `422`, `429`, `garbage`, `gzip` (that is none), `half` (of a body), `hang`, `noreward`, `failed`. Raw sockets, so that half
-a body is one.
+`500`, `503`, `422`, `429`, `garbage`, `gzip` (that is none), `half` (of a body), `hang`, `noreward`, `failed`. Raw
+sockets, so that half a body is one.
 """
 
 from __future__ import annotations
