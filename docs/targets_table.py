@@ -1,4 +1,5 @@
-"""The table of verified targets: `python docs/targets_table.py` puts it into docs/targets.md (and prints it).
+"""The tables of verified targets: `python docs/targets_table.py` puts the long one into docs/targets.md, and the short
+one, a row for each target, into README.md.
 
 Its input is docs/targets.json, which a run of the live tests writes:
 `GRISTMILL_RECORD=write pytest -m live tests/live/test_frameworks.py`.
@@ -30,12 +31,25 @@ def table(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def short(entries: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each target, a column for each method, a mark where it was verified."""
+    methods = ["sft", "dpo", "kto", "reward", "rl"]
+    lines = [f"| target | {' | '.join(methods)} | verified with |", f"|---{'|---' * len(methods)}|---|"]
+    for target in dict.fromkeys(entry["target"] for entry in entries):
+        mine = {entry["method"]: entry for entry in entries if entry["target"] == target}
+        marks = ["✓" if method in mine else "" for method in methods]
+        first = next(iter(mine.values()))
+        lines.append(f"| `{target}` | {' | '.join(marks)} | {first['framework']}: {PROOFS[first['proof']]} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    made = table(json.loads((HERE / "targets.json").read_text(encoding="utf-8")))
-    page = HERE / "targets.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    print(made)
+    entries = json.loads((HERE / "targets.json").read_text(encoding="utf-8"))
+    for page, made in ((HERE / "targets.md", table(entries)), (HERE.parent / "README.md", short(entries))):
+        text = page.read_text(encoding="utf-8")
+        if BEGIN in text:
+            before, _, rest = text.partition(BEGIN)
+            page.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -301,3 +302,12 @@ def test_the_checks_on_loaders_see_every_fault(fault: Any, complaint: str) -> No
     assert "dropped without a word" in problems({"rows": rows[:1]}, kept, "sft", path)[0]
     broken = [{"": {**made[""], "learned": fault(made[""]["learned"])}} for made in rows]
     assert complaint in " ".join(problems({"rows": broken}, kept, "sft", path))
+
+
+def test_the_table_of_verified_targets_is_made_from_the_record_of_the_live_tests() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    made = runpy.run_path(str(docs / "targets_table.py"))
+    entries = json.loads((docs / "targets.json").read_text())
+    assert made["table"](entries) in (docs / "targets.md").read_text()
+    # NeMo RL's GRPO takes the rows that the target gym is verified with; its config takes a cluster to verify.
+    assert {(entry["target"], entry["method"]) for entry in entries} == {*COMBINATIONS} - {("nemo-rl", "rl")}
