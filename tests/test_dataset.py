@@ -488,7 +488,7 @@ def test_rl_tasks_are_those_with_signal_as_gym_can_run_them(tmp_path: Path, rl_t
     }
     assert line["answer"] == "a0" and line["agent_ref"] == {"name": "agent"}
     assert line["meta"]["solve_rate"] == 0.5 and line["meta"]["rollouts"] == 2
-    assert counts["dropped"] == {"no_signal": 5}
+    assert counts["dropped"] == {"no_signal": 5} and counts["notes"] == {}
     assert counts["rl"] | {"mean_std": 0.125, "mean_solve_rate": 0.625} == counts["rl"]
     assert counts["rl"]["solve_rates"]["counts"] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 2]
     assert [origin.role for origin in provenance(tmp_path / "export", 0)] == ["attempt", "attempt"]

@@ -11,19 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import orjson
+from typing import NamedTuple
 
 from gristmill import chat, targets
 from gristmill.dataset.compare import compare, length
+from gristmill.dataset.rl import rl_task
 from gristmill.dataset.shards import GROUPED, Chosen, Shard
+from gristmill.dataset.token_ids import stretches
 from gristmill.dataset.tokens import Counting, counting
-from gristmill.example import Example, Labelled, Meta, Preference, RlTask, Sft, Tokens
+from gristmill.example import Example, Labelled, Meta, Preference, Sft, Tokens
 from gristmill.pairs import Candidate, Pair, pair
 from gristmill.reasons import DropReason
 from gristmill.recipe import FormatRecipe
-from gristmill.rollout import FAILURE_FIELDS, Unreadable, parse
+from gristmill.rollout import Unreadable, parse
 from gristmill.scale import Scale
 from gristmill.table import read_raw
 
@@ -31,9 +31,6 @@ SPLITS = ("train", "validation")
 SHOWN = 3  # examples kept for the rendered sample
 _ROUNDS = 16  # of pairing a task again after a pair could not be written
 _UNSCALED = Scale(0.0, 1.0)
-
-# What the collector and the policy add to a task's own fields.
-_NOT_OF_THE_TASK = frozenset({"response", "reward", "reward_components", "mask_sample", *FAILURE_FIELDS})
 
 
 class Job(NamedTuple):
@@ -297,40 +294,14 @@ class _Writer:
         for one, raw in self.raw([unit_of[at][0] for at in sorted(unit_of)]):
             unit = unit_of[one.file, one.row]
             try:
-                example = self.task(unit, parse(raw))
+                example = rl_task(unit, parse(raw))
                 row = self.target.row(example)
             except (chat.Unrepresentable, Unreadable) as problem:
                 self.dropped[problem.reason] += len(unit)
                 continue
+            if one.fields is None:
+                self.notes["task_without_inputs"] += 1
             self.emit(example, row, None, one.validation, [("attempt", each._replace(fields=None)) for each in unit])
-
-    def task(self, unit: Sequence[Chosen], row: dict[str, Any]) -> RlTask:
-        one = unit[0]
-        params = row.get("responses_create_params")
-        if not isinstance(params, dict) or not isinstance(params.get("input"), str | list):
-            raise chat.Unrepresentable(DropReason.NO_PROMPT, "`responses_create_params.input` is absent")
-        made: dict[str, Any] = {"responses_create_params": _request(params)}
-        if one.fields is not None:
-            made |= orjson.loads(one.fields)
-        else:
-            # The verifier's answer may echo what the task holds; it is all that there is.
-            self.notes["task_without_inputs"] += 1
-            made |= {
-                name: value
-                for name, value in row.items()
-                if name not in _NOT_OF_THE_TASK and name not in made and not name.startswith(("_ng_", "ng_"))
-            }
-        if isinstance(row.get("agent_ref"), dict):
-            made["agent_ref"] = row["agent_ref"]
-        rewards = [rollout.reward for rollout in unit]
-        meta = {
-            "task_key": one.task_key,
-            "task_type": one.environment,
-            "rollouts": len(rewards),
-            "mean_reward": sum(sorted(rewards)) / len(rewards),
-            "solve_rate": sum(rollout.label for rollout in unit) / len(unit),
-        }
-        return RlTask(made, meta)
 
     # ---- for all
 
@@ -418,55 +389,3 @@ class _Task:
                 if position in one:
                     return why
         return reason
-
-
-def stretches(conversation: chat.Conversation, meta: Meta) -> Iterator[Tokens]:
-    """The policy's token ids, as few rows as they allow.
-
-    A model call whose prompt begins with all that was seen and said before goes on from there; one whose prompt
-    does not (the template dropped earlier reasoning, say) begins a row of its own.
-
-    Raises:
-        Unrepresentable: NO_TOKEN_IDS if a turn of the policy has none, since it would stand in later prompts unlearned.
-    """
-    turns = {
-        at
-        for at, message in enumerate(conversation.messages)
-        if at >= conversation.prompt_length and message["role"] == "assistant"
-    }
-    if {call.message for call in conversation.model_calls} != turns:
-        raise chat.Unrepresentable(DropReason.NO_TOKEN_IDS, "not every turn of the policy has token ids")
-    made: list[Tokens] = []
-    ids: list[int] = []
-    labels: list[int] = []
-    for call in conversation.model_calls:
-        prompt, said = call.prompt_token_ids, call.generation_token_ids
-        if not said or any(type(one) is not int or one < 0 for part in (prompt, said) for one in part):
-            raise chat.Unrepresentable(DropReason.NO_TOKEN_IDS, "a model call's token ids are empty or no ids")
-        if ids and prompt[: len(ids)] != ids:
-            made.append(Tokens(ids, labels, meta))
-            ids, labels = [], []
-        fresh = prompt[len(ids) :]
-        ids = [*ids, *fresh, *said]
-        labels = [*labels, *[-100] * len(fresh), *said]
-    yield from [*made, Tokens(ids, labels, meta)]
-
-
-def _request(params: dict[str, Any]) -> dict[str, Any]:
-    """The request as a dataset has it: without null fields, and without the seed that each repeat got."""
-    request = {name: value for name, value in params.items() if value is not None}
-    metadata = request.get("metadata")
-    if isinstance(metadata, dict) and isinstance(metadata.get("extra_body"), str):
-        try:
-            extra = orjson.loads(metadata["extra_body"])
-        except orjson.JSONDecodeError:
-            return request
-        if isinstance(extra, dict) and "seed" in extra:
-            del extra["seed"]
-            rest = {name: value for name, value in metadata.items() if name != "extra_body"}
-            if extra:
-                rest["extra_body"] = orjson.dumps(extra).decode()
-            request.pop("metadata")
-            if rest:
-                request["metadata"] = rest
-    return request
