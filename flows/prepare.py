@@ -26,6 +26,7 @@ from tasks.caching import run
 from tasks.curate import curate_rollouts
 from tasks.format import format_dataset
 from tasks.read import read_rollouts
+from tasks.review import reviewed
 from tasks.validate import validate_dataset
 
 
@@ -66,8 +67,9 @@ def prepare(
             "read",
             files=[{"path": str(p), "bytes": p.stat().st_size, "sha256": file_digest(p)} for p in map(Path, found)],
         )
+        decisions = reviewed(recipe, 0, table, [table])
         selection = run(
-            curate_rollouts, 0, "curate", tables=[table], settings=recipe.curate, decisions=None, seed=recipe.seed
+            curate_rollouts, 0, "curate", tables=[table], settings=recipe.curate, decisions=decisions, seed=recipe.seed
         )
         dataset = run(
             format_dataset,
@@ -95,5 +97,6 @@ def prepare(
             samples=None,
             max_length=None,
             seed=recipe.seed,
+            decisions=decisions,
         )
     return PreparedRun(table=table, selection=selection, dataset=dataset, report=report)

@@ -372,8 +372,10 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
     started = time.monotonic()
     # Before the seconds that Prefect takes: a model that is not there is wrong use.
     from gristmill import model
+    from gristmill.collect.run import check
 
     model.identity(recipe.policy.model)
+    check(recipe.policy, recipe.environment, trains=True)
 
     from rich.console import Console
 

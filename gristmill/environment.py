@@ -60,8 +60,8 @@ def environment(name: str) -> Environment:
     """
     if name not in _BUILT_IN:
         raise RecipeError(
-            f"environment {name!r} is not known; expected one of {', '.join(sorted(_BUILT_IN))}, {GYM}, or a verifier "
-            "such as package.module:function"
+            f"`environment.name`: {name!r} is not known; expected one of {', '.join(sorted(_BUILT_IN))}, {GYM}, or "
+            "a verifier such as package.module:function"
         )
     return cast(Environment, import_module(_BUILT_IN[name]))
 

@@ -38,8 +38,10 @@ def check(policy: PolicyRecipe, environment: EnvironmentRecipe, *, trains: bool)
         trains: whether trained policies will have to act too.
 
     Raises:
-        RecipeError: they do not; says what would.
+        RecipeError: they do not, or the environment is not known; says what would do.
     """
+    if environment.name != GYM:
+        verifier(environment.name)
     if policy.kind == "endpoint":
         if trains:
             raise RecipeError(
