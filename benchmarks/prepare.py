@@ -239,6 +239,35 @@ def ours_ingest(file: Path, folder: Path) -> Any:
     return ingest([file], folder / "table").rows_kept
 
 
+def ours_prepare(file: Path, folder: Path) -> Any:
+    """Read, choose and write in one go, as `gristmill prepare FILES` does, whose checks and hashes come on top."""
+    from gristmill.curate import SELECTION, curate
+    from gristmill.dataset import write_dataset
+    from gristmill.ingest import ingest
+    from gristmill.recipe import FormatRecipe
+    from gristmill.workers import crew
+
+    work, out = folder / "work", folder / "prepared"
+    work.mkdir()
+    out.mkdir()
+    with crew():
+        read = ingest([file], work / "table", copy=False)
+        counted = {"rows_read": read.rows_read, "rows_kept": read.rows_kept, "dropped": dict(read.dropped)}
+        counts = curate([read.tables], [counted], _choice(), work)
+        recipe = FormatRecipe(target="trl-jsonl")
+        return write_dataset(work / SELECTION, [read.tables], counts, recipe, out)["examples"]
+
+
+def ours_command(file: Path, folder: Path) -> Any:
+    """The command, with its checks and the sha256 of all that it read and wrote."""
+    command = [sys.executable, "-m", "gristmill", "prepare", str(file), "--target", "trl-jsonl", "--json"]
+    options = ["--min-reward", str(MIN_REWARD), "curate.deduplicate=false", "curate.per_task=null"]
+    told = subprocess.run(
+        [*command, *options, "--out", str(folder / "exported")], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return json.loads(told.stdout.splitlines()[-1])["examples"]
+
+
 def ours_select(file: Path, folder: Path) -> Any:
     return _select(folder)["rows_kept"]
 
@@ -258,13 +287,18 @@ def ours_format(file: Path, folder: Path) -> Any:
 
 def _select(folder: Path) -> dict[str, Any]:
     from gristmill.curate import curate
-    from gristmill.recipe import CurateRecipe
     from gristmill.table import parts
 
-    recipe = CurateRecipe(min_reward=MIN_REWARD, deduplicate=False, per_task=None)
-    counts = curate([parts(folder / "table")], [{"rows_read": 0, "rows_kept": 0, "dropped": {}}], recipe, folder)
+    counted = [{"rows_read": 0, "rows_kept": 0, "dropped": {}}]
+    counts = curate([parts(folder / "table")], counted, _choice(), folder)
     (folder / "counts.json").write_text(json.dumps(counts))
     return counts
+
+
+def _choice() -> Any:
+    from gristmill.recipe import CurateRecipe
+
+    return CurateRecipe(min_reward=MIN_REWARD, deduplicate=False, per_task=None)
 
 
 WAYS: dict[str, tuple[str, Callable[[Path, Path], Any], str | None]] = {
@@ -273,7 +307,9 @@ WAYS: dict[str, tuple[str, Callable[[Path, Path], Any], str | None]] = {
     "datasets": ("datasets: load, filter, map → SFT", hf_datasets, "datasets"),
     "polars": ("polars: read, filter", polars_read, "polars"),
     "duckdb": ("duckdb: read_json, filter", duckdb_read, "duckdb"),
-    "ingest": ("gristmill: ingest", ours_ingest, None),
+    "prepare": ("gristmill: read, select, write → SFT", ours_prepare, None),
+    "command": ("gristmill prepare, with its checks → SFT", ours_command, None),
+    "ingest": ("gristmill: ingest into a table of its own", ours_ingest, None),
     "select": ("gristmill: select from the table", ours_select, None),
     "format": ("gristmill: format what is selected → SFT", ours_format, None),
 }
