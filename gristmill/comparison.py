@@ -69,7 +69,11 @@ def compare(challenger: Evaluation, champion: Evaluation, confidence: float) -> 
     at = challenger.solved_at
     most = sorted({*attempts(challenger.rewards)} & {*attempts(champion.rewards)})
     theirs = {category.name: category for category in champion.categories}
-    shared = [category for category in challenger.categories if category.name in theirs]
+    shared = {
+        category.name: tasks
+        for category in challenger.categories
+        if category.name in theirs and (tasks := set(category.tasks) & set(theirs[category.name].tasks))
+    }
     joint = 1 - (1 - confidence) / max(1, len(shared))
     return Comparison(
         lift=total,
@@ -79,14 +83,14 @@ def compare(challenger: Evaluation, champion: Evaluation, confidence: float) -> 
         },
         categories=tuple(
             Difference(
-                name=category.name,
+                name=name,
                 estimate=paired_difference(
-                    {task: challenger.rewards[task] for task in category.tasks},
-                    {task: champion.rewards[task] for task in category.tasks},
+                    {task: challenger.rewards[task] for task in tasks},
+                    {task: champion.rewards[task] for task in tasks},
                     joint,
                 ),
             )
-            for category in shared
+            for name, tasks in shared.items()
         ),
         length_ratio=challenger.mean_answer_chars / champion.mean_answer_chars if champion.mean_answer_chars else None,
         failure_rise=_failures(challenger) - _failures(champion),

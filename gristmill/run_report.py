@@ -36,6 +36,7 @@ from gristmill.store import Store
 from gristmill.table import parts, read_raw
 
 _TRANSCRIPTS = 6
+_NOTHING = Answer(text="(no usable rollout)")
 
 
 class TurnSummary(BaseModel):
@@ -172,13 +173,16 @@ def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport
 
 def _categories(before: Evaluation, after: Evaluation, confidence: float, store: Store) -> tuple[CategoryRow, ...]:
     types = _types(store, before.tasks)
+    later = {category.name: category for category in after.categories}
     rows = []
-    for old, new in zip(before.categories, after.categories, strict=True):
-        keys = [key for key in before.rewards if types[int(key)] == old.name]
+    for old in before.categories:
+        keys = [key for key in before.rewards if key in after.rewards and types[int(key)] == old.name]
+        if not keys:
+            continue
         change = paired_difference(
             {key: after.rewards[key] for key in keys}, {key: before.rewards[key] for key in keys}, confidence
         )
-        rows.append(CategoryRow(category=old.name, before=old.estimate, after=new.estimate, lift=change))
+        rows.append(CategoryRow(category=old.name, before=old.estimate, after=later[old.name].estimate, lift=change))
     return tuple(rows)
 
 
@@ -194,8 +198,8 @@ def _transcripts(store: Store, tasks: ArtifactRef, before: ArtifactRef, after: A
         Transcript(
             task=f"held-out task {index}",
             question=_question(rows[index]),
-            before=old[index],
-            after=new[index],
+            before=old.get(index, _NOTHING),
+            after=new.get(index, _NOTHING),
             category=str(rows[index].get("task_type") or ""),
         )
         for index in chosen

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gristmill.artifact import ArtifactRef
+from gristmill.comparison import compare
 from gristmill.errors import CollectionError, UsageError
 from gristmill.evaluation import Scored, evaluate, lift, scored
 from tests.rows import rollout, table
@@ -37,8 +38,16 @@ def test_a_failure_is_missing_not_zero(tmp_path: Path) -> None:
     assert found.missing == 2
 
 
-def test_a_task_without_any_sample_stops_the_comparison() -> None:
-    with pytest.raises(CollectionError, match="task 1 and 1 others have no usable rollout"):
+def test_a_task_without_any_sample_is_not_measured() -> None:
+    """One task that no policy can attempt must not stop the loop for ever, nor count as a zero."""
+    one = evaluate(POLICY, TASKS, ROWS, rollouts((0, 1), (2, 0)), samples=1, confidence=0.95)
+    assert one.estimate.mean == 0.5 and one.missing == 1
+    assert {c.name: c.tasks for c in one.categories} == {"add": ("0",), "mul": ("2",)}
+    other = evaluate(POLICY, TASKS, ROWS, rollouts((0, 0), (1, 1)), samples=1, confidence=0.95)
+    found = compare(one, other, 0.95)
+    assert (found.lift.tasks, found.lift.mean) == (1, 1.0)
+    assert [c.name for c in found.categories] == ["add"]
+    with pytest.raises(CollectionError, match="1 of 3 held-out tasks have a usable rollout"):
         evaluate(POLICY, TASKS, ROWS, rollouts((0, 1)), samples=1, confidence=0.95)
 
 
