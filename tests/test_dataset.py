@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gristmill.dataset import PROVENANCE, check, provenance, rows_of, shards, wr
 from gristmill.dataset.compare import compare
 from gristmill.dataset.split import place, threshold
 from gristmill.errors import RecipeError, UsageError
+from gristmill.ingest import ingest
 from gristmill.recipe import CurateRecipe, FormatRecipe, PairsRecipe, Recipe, build
 from tests.rows import rollout, table, write
 
@@ -500,6 +502,26 @@ def test_rl_without_inputs_takes_what_the_rollout_echoes(tmp_path: Path, rl_targ
     (line,) = lines(tmp_path)
     assert line["expected_answer"] == "7" and not {"response", "reward", "_ng_rollout_id"} & set(line)
     assert counts["notes"] == {"task_without_inputs": 1}
+
+
+def test_an_rl_task_that_utf8_does_not_hold_is_dropped(tmp_path: Path) -> None:
+    """Python's json writes half a surrogate pair, and reads it; no other file can hold it."""
+    files = []
+    for repeat in range(2):
+        row = rollout(str(repeat), repeat=repeat, reward=float(repeat))
+        row["responses_create_params"]["input"] = "\ud800"
+        files.append(json.dumps(row))
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(files))
+    (tmp_path / "table").mkdir()
+    read = ingest([tmp_path / "rollouts.jsonl"], tmp_path / "table")
+    (tmp_path / "export").mkdir()
+    recipe = FormatRecipe(method="rl", target="gym")
+    counted = {"rows_read": 2, "rows_kept": 2, "dropped": {}}
+    curated = curate(
+        [read.tables], [counted], CurateRecipe(min_reward=None, deduplicate=False, per_task=None), tmp_path
+    )
+    counts = write_dataset(tmp_path / SELECTION, [read.tables], curated, recipe, tmp_path / "export")
+    assert counts["dropped"] == {"malformed_item": 2} and counts["examples"] == 0
 
 
 def test_token_ids_are_the_policys_own(tmp_path: Path) -> None:

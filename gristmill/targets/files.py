@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
+from gristmill.items import Unrepresentable
+from gristmill.reasons import DropReason
 from gristmill.targets.protocol import Export, Row
 
 if TYPE_CHECKING:
@@ -26,8 +28,15 @@ _GROUP_BYTES = 128 << 20
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """A row as a line of JSON, keys in the row's own order."""
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    """A row as a line of JSON, keys in the row's own order.
+
+    Raises:
+        Unrepresentable: it holds what no file can (half a surrogate pair, an integer over 64 bits).
+    """
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError as error:
+        raise Unrepresentable(DropReason.MALFORMED_ITEM, f"the row cannot be written: {error}") from None
 
 
 def texts(values: Iterable[Any]) -> list[bytes]:
