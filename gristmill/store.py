@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -29,6 +30,19 @@ from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
 from gristmill.identity import file_digest
 
 _VERSIONS_OF = ("prefect", "pyarrow", "duckdb", "torch", "transformers", "trl", "peft")
+
+
+_step_version: ContextVar[str] = ContextVar("step_version", default="1")
+
+
+@contextmanager
+def step_version(version: str) -> Iterator[None]:
+    """Within the block, manifests say that this version of a step's logic made them."""
+    token = _step_version.set(version)
+    try:
+        yield
+    finally:
+        _step_version.reset(token)
 
 
 class Draft:
@@ -55,7 +69,6 @@ class Draft:
         self,
         *,
         stage: str,
-        step_version: str = "1",
         parents: Sequence[ArtifactRef] = (),
         settings: dict[str, Any] | None = None,
         counts: dict[str, Any] | None = None,
@@ -76,7 +89,7 @@ class Draft:
             kind=self._kind,
             digest=content_digest(self._kind, files),
             stage=stage,
-            step_version=step_version,
+            step_version=_step_version.get(),
             parents=tuple(parents),
             settings=settings or {},
             counts=counts or {},

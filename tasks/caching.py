@@ -8,6 +8,7 @@ which Prefect takes for a miss (facts: `ResultStore._exists` swallows the error 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 from gristmill import progress
 from gristmill.artifact import ArtifactRef, summary
 from gristmill.identity import digest
+from gristmill.store import step_version
 from gristmill.workspace import Workspace
 
 P = ParamSpec("P")
@@ -88,16 +90,26 @@ def refs_in(value: Any) -> Iterator[ArtifactRef]:
 
 
 def step(name: str, *, version: str = "1") -> Callable[[Callable[P, ArtifactRef]], Task[P, ArtifactRef]]:
-    """Decorator: a cached Prefect task that takes references and settings and returns a reference."""
+    """Decorator: a cached Prefect task that takes references and settings and returns a reference.
+
+    Args:
+        version: of the step's logic; raise it when equal inputs would give something else. It is part of the key, and
+            stands in the manifests.
+    """
 
     def decorate(function: Callable[P, ArtifactRef]) -> Task[P, ArtifactRef]:
+        @functools.wraps(function)
+        def versioned(*args: P.args, **kwargs: P.kwargs) -> ArtifactRef:
+            with step_version(version):
+                return function(*args, **kwargs)
+
         return task(
             name=name,
             cache_policy=ContentKey(version=version),
             persist_result=True,
             result_serializer=RefSerializer(),
             cache_result_in_memory=False,
-        )(function)
+        )(versioned)
 
     return decorate
 

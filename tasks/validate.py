@@ -81,7 +81,6 @@ def validate_dataset(
         (draft.path / PAGE).write_text(page.render(report, f"Checks of {dataset}"), encoding="utf-8")
         ref = draft.commit(
             stage="validate",
-            step_version="2",
             parents=[dataset],
             settings=checks.model_dump(mode="json"),
             counts={"findings": len(report.findings), "errors": len(report.errors)},

@@ -97,6 +97,8 @@ def test_the_page_and_the_summary_are_there(finished: tuple[Path, Any]) -> None:
 
 
 def test_every_artifact_is_whole_and_has_known_parents(finished: tuple[Path, Any]) -> None:
+    from tasks.format import format_dataset
+
     store = Workspace(finished[0]).store
     refs = list(store.refs())
     assert {ref.kind for ref in refs} == {
@@ -106,6 +108,8 @@ def test_every_artifact_is_whole_and_has_known_parents(finished: tuple[Path, Any
     for ref in refs:
         store.verify(ref)
         assert set(store.manifest(ref).parents) <= set(refs)
+        if ref.kind == "dataset":
+            assert store.manifest(ref).step_version == getattr(format_dataset.cache_policy, "version", None)
 
 
 def test_rows_are_conserved_from_rollouts_to_examples(finished: tuple[Path, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gristmill.artifact import ArtifactRef
 from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
-from gristmill.store import Store
+from gristmill.store import Store, step_version
 
 
 def put(store: Store, text: str = "payload", name: str = "a.txt", **manifest: object) -> ArtifactRef:
@@ -37,7 +37,8 @@ def test_the_older_copy_is_kept(tmp_path: Path) -> None:
 def test_manifest_says_what_it_is_made_of(tmp_path: Path) -> None:
     store = Store(tmp_path)
     parent = put(store)
-    ref = put(store, "child", parents=[parent], counts={"rows_read": 3}, step_version="7")
+    with step_version("7"):
+        ref = put(store, "child", parents=[parent], counts={"rows_read": 3})
     manifest = store.manifest(ref)
     assert manifest.parents == (parent,)
     assert manifest.counts == {"rows_read": 3}
