@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -18,10 +19,13 @@ from gristmill.errors import GristmillError
 
 if TYPE_CHECKING:
     from flows.improve import Outcome
+    from flows.prepare import PreparedRun
     from gristmill.prepare_command import Request
     from gristmill.recipe import Recipe
     from gristmill.terminal import StageTable
     from gristmill.workspace import Workspace
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="gristmill",
@@ -377,6 +381,19 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
     model.identity(recipe.policy.model)
     check(recipe.policy, recipe.environment, trains=True)
 
+    def load() -> Callable[[Workspace], Outcome]:
+        from flows.improve import improve as flow
+
+        return lambda place: flow(recipe, str(place.root))
+
+    place, table, outcome = _flow(load, f"{recipe.name}: {recipe.turns} turns in {workspace}", workspace, as_json)
+    _tell(outcome, place, table, time.monotonic() - started, as_json)
+
+
+def _flow(
+    load: Callable[[], Callable[[Workspace], T]], title: str, workspace: Path, as_json: bool
+) -> tuple[Workspace, StageTable, T]:
+    """Run a flow under a Prefect API, shown as a table of its stages; `load` imports it while the server starts."""
     from rich.console import Console
 
     from flows.server import prefect_api
@@ -389,51 +406,33 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
     if as_json or not sys.stderr.isatty():
         # Nobody is there to be asked: a required review ends the run with 3, and the same command goes on later.
         os.environ.setdefault("GRISTMILL_REVIEW_WAIT", "0")
-    table = StageTable(Console(stderr=True), f"{recipe.name}: {recipe.turns} turns in {workspace}")
+    table = StageTable(Console(stderr=True), title)
     with prefect_api(place.root / "prefect") as embedded, progress.listening(table), table.shown():
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        from flows.improve import improve as flow
-
+        start = load()
         if embedded:
             embedded.wait()
         # The heartbeat thread makes every flow last a second longer, and nobody watches an embedded server's flows.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
             try:
-                outcome = flow(recipe, str(place.root))
+                return place, table, start(place)
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on from here", file=sys.stderr)
                 sys.exit(130)
-    _tell(outcome, place, table, time.monotonic() - started, as_json)
 
 
 def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, as_json: bool) -> None:
     """The same as a Prefect flow, every stage cached in the workspace; then a copy at its place."""
-    from rich.console import Console
-
-    from flows.server import prefect_api
-    from gristmill import progress
     from gristmill.prepare import publish_run
     from gristmill.prepare_command import tell_result
-    from gristmill.terminal import StageTable
-    from gristmill.workspace import Workspace
 
-    place = Workspace(workspace)
-    _quiet_libraries()
-    table = StageTable(Console(stderr=True), f"{request.recipe.name}: prepare in {workspace}")
-    with prefect_api(place.root / "prefect") as embedded, progress.listening(table), table.shown():
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
+    def load() -> Callable[[Workspace], PreparedRun]:
         from flows.prepare import prepare as flow
 
-        if embedded:
-            embedded.wait()
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if embedded else {}):
-            try:
-                made = flow(request.recipe, str(place.root), files=list(request.files))
-            except KeyboardInterrupt:
-                print("interrupted; the same command goes on from here", file=sys.stderr)
-                sys.exit(130)
+        return lambda place: flow(request.recipe, str(place.root), files=list(request.files))
+
+    place, _, made = _flow(load, f"{request.recipe.name}: prepare in {workspace}", workspace, as_json)
     done = publish_run(place.store, made.table, made.dataset, made.report, out, request.recipe, force=force)
     tell_result(done.folder, request.recipe, done.counts, done.report, json=as_json)
 
