@@ -250,6 +250,33 @@ def test_the_flow_makes_the_same_data_and_caches(file: Path, tmp_path: Path, pre
     assert [name for name in a if a[name] != b[name]] in ([], [MANIFEST])
 
 
+def test_the_flow_waits_for_its_review(
+    file: Path, tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody watches, so it ends with the sentence; decided, the same run goes on without what was rejected."""
+    from flows.prepare import prepare as flow
+    from gristmill.decisions import FILE
+    from gristmill.workspace import Workspace
+
+    monkeypatch.setenv("GRISTMILL_REVIEW_WAIT", "0")
+    asking = ["curate.min_reward=null", "review.required=true", "review.low=0", "review.middle=0", "review.high=1"]
+    settings = build({"name": "p", "checks": {"min_examples": 1}}, asking)
+    place = Workspace(tmp_path / "workspace")
+    with pytest.raises(GateError, match="1 of 1 undecided; run `gristmill review p"):
+        flow(settings, str(place.root), files=[str(file)])
+    command = [sys.executable, "-m", "gristmill", "review", "p", "-w", str(place.root), "--reviewer", "ada"]
+    sheet = tmp_path / "sheet.jsonl"
+    subprocess.run([*command, "--export", str(sheet)], check=True, capture_output=True)
+    (row,) = [orjson.loads(line) for line in sheet.read_bytes().splitlines()]
+    sheet.write_bytes(orjson.dumps({**row, "decision": "reject"}))
+    subprocess.run([*command, "--import", str(sheet)], check=True, capture_output=True)
+    made = flow(settings, str(place.root), files=[str(file)])
+    manifest = place.store.manifest(made.selection)
+    assert manifest.counts["dropped"]["review_rejected"] == 1
+    (decisions,) = [parent for parent in manifest.parents if parent.kind == "decisions"]
+    assert row["rollout_id"].encode() in (place.store.path(decisions) / FILE).read_bytes()
+
+
 @pytest.mark.parametrize("format", [{"method": "dpo"}, {"target": "verl"}, {"token_ids": True}])
 def test_the_loop_refuses_what_its_trainer_cannot_read(format: dict[str, Any]) -> None:
     from flows.iterate import require_trainable
