@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from gristmill import scan
 from gristmill.balance import NONE, quotas
+from gristmill.columns import integers, numbers
 from gristmill.condition import Names
 from gristmill.errors import GristmillError
 from gristmill.reasons import DropReason
@@ -272,19 +273,3 @@ class Choosing:
 def place(positions: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Any, Any, Any]:
     """Table, file and row of positions."""
     return positions >> _TABLE, positions >> _FILE & (1 << _TABLE - _FILE) - 1, positions & (1 << _FILE) - 1
-
-
-def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
-    """A column of numbers without nulls. `to_numpy` would import pandas, which takes a second."""
-    import numpy as np
-    import pyarrow as pa
-
-    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
-
-
-def integers(values: np.ndarray[Any, Any], kind: pa.DataType | None = None) -> pa.Array:
-    """Integers as Arrow has them, of 64 bits if nothing else is said; as `numbers`, without pandas."""
-    import pyarrow as pa
-
-    kind = kind or pa.int64()
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.astype(kind.to_pandas_dtype()))])

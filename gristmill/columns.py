@@ -1,4 +1,4 @@
-"""Arrow arrays from Python values, for the rollout table.
+"""Arrow arrays from Python values and numpy arrays, and back, for the rollout table and what selects from it.
 
 Made from buffers rather than by `pyarrow.array`, which imports pandas where that is installed: a second of
 start time for every process, and nothing here needs it.
@@ -52,6 +52,22 @@ def binary(buffer: bytearray, offsets: Sequence[int]) -> pa.Array:
 
     ends = pa.py_buffer(np.array(offsets, np.int32))
     return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, ends, pa.py_buffer(buffer)])
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
+    """A column of numbers without nulls. `to_numpy` would import pandas, which takes a second."""
+    import numpy as np
+    import pyarrow as pa
+
+    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+
+
+def integers(values: np.ndarray[Any, Any], kind: pa.DataType | None = None) -> pa.Array:
+    """Integers as Arrow has them, of 64 bits if nothing else is said; as `numbers`, without pandas."""
+    import pyarrow as pa
+
+    kind = kind or pa.int64()
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.astype(kind.to_pandas_dtype()))])
 
 
 def _flat(values: Sequence[Sequence[Any]]) -> list[Any]:

@@ -175,7 +175,7 @@ def _read(name: str, folder: Path) -> _Read:
     rows: dict[_Task, int] = defaultdict(int)
     wanted = [*Scored._fields, "agent", "prompt_key", "task_key", "drop_reason"]
     for part in result.tables:
-        for row in pq.read_table(part, columns=wanted).to_pylist():
+        for row in pq.ParquetFile(part).read(columns=wanted).to_pylist():
             if row["task_key"] is None:
                 continue
             task = row["agent"], row["task_index"], row["prompt_key"]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gristmill import selection
-from gristmill.choosing import Choosing, Chosen, Stage, integers, numbers, place
+from gristmill.choosing import Choosing, Chosen, Stage, place
+from gristmill.columns import integers, numbers
 from gristmill.identity import digest
 from gristmill.recipe import CurateRecipe
 from gristmill.rules import Rule

@@ -28,6 +28,7 @@ from typing import IO, Any
 import orjson
 from xxhash import xxh3_128, xxh3_128_digest
 
+from gristmill.columns import numbers
 from gristmill.errors import InputError
 from gristmill.inputs import InputsRead, write_inputs
 from gristmill.part import Claim, Part, PartWriter, Segment, Settled
@@ -426,7 +427,6 @@ def write_quarantine(tables: Sequence[Path], folder: Path) -> int:
     `dropped.jsonl` has the lines as they stood in their files; the same line of `reasons.jsonl` has `reason`,
     `source`, `line` and `rollout_id`. Returns how many.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -434,11 +434,11 @@ def write_quarantine(tables: Sequence[Path], folder: Path) -> int:
     count = 0
     with (folder / "dropped.jsonl").open("wb") as lines, (folder / "reasons.jsonl").open("wb") as reasons:
         for path in tables:
-            told = pq.read_table(path, columns=["drop_reason", "source", "line", "rollout_id"])
+            told = pq.ParquetFile(path).read(columns=["drop_reason", "source", "line", "rollout_id"])
             told = told.rename_columns(["reason", "source", "line", "rollout_id"])
             dropped = pc.is_valid(told["reason"])
-            at = pc.indices_nonzero(dropped).to_numpy()
-            for why, raw in zip(told.take(pa.array(at)).to_pylist(), read_raw(path, at), strict=True):
+            at = pc.indices_nonzero(dropped)
+            for why, raw in zip(told.take(at).to_pylist(), read_raw(path, numbers(at)), strict=True):
                 lines.write(raw + b"\n")
                 reasons.write(orjson.dumps(why) + b"\n")
             count += len(at)

@@ -276,7 +276,7 @@ def _check(tables: Sequence[Path], usable: int) -> Checked:
     problems: Counter[str] = Counter()
     rows = seen = 0
     for path in tables:
-        reasons = pq.read_table(path, columns=["drop_reason"])["drop_reason"].to_pylist()
+        reasons = pq.ParquetFile(path).read(columns=["drop_reason"])["drop_reason"].to_pylist()
         positions = [position for position, reason in enumerate(reasons) if reason is None]
         chosen = [position for number, position in enumerate(positions, seen) if number % step == 0]
         seen += len(positions)

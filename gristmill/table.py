@@ -125,7 +125,6 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
         InputError: the part has no copy of the lines, and their file is gone or has changed.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     at = np.asarray(rows, np.int64)
@@ -134,7 +133,7 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
     with pq.ParquetFile(part) as file:
         files = orjson.loads((file.metadata.metadata or {}).get(REFERRED, b"null"))
         if files is not None:
-            places = file.read(columns=["source", "offset", "row_bytes"]).take(columns.build(at.tolist(), pa.int64()))
+            places = file.read(columns=["source", "offset", "row_bytes"]).take(columns.integers(at))
             yield from _in_files({name: Referred(*entry) for name, entry in files.items()}, places)
             return
         # only the row groups that hold such a row, one after another
@@ -144,7 +143,7 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
             first, last = np.searchsorted(at, [start, stop])
             if last > first:
                 lines = file.read_row_group(group, columns=["raw"])["raw"]
-                wanted = columns.build((at[first:last] - start).tolist(), pa.int64())
+                wanted = columns.integers(at[first:last] - start)
                 yield from (line.as_py() for line in lines.take(wanted))
             start = stop
 

@@ -16,6 +16,7 @@ from gristmill import chat
 from gristmill.checks.contamination import Prompt, prompt_text
 from gristmill.checks.evidence import Content
 from gristmill.checks.words import ngrams, split_words
+from gristmill.columns import integers, numbers
 from gristmill.identity import digest
 from gristmill.rollout import Unreadable, parse
 from gristmill.table import read_raw
@@ -132,12 +133,12 @@ def _places(tables: Sequence[Sequence[Path]], selection: Path, *, usable: bool) 
     rows = _table(selection, "at_table", "at_file", "at_row", "reason")
     if not usable:
         rows = rows.filter(pc.is_null(rows["reason"]))
-    at_table, at_file, at_row = (rows[name].to_numpy() for name in ("at_table", "at_file", "at_row"))
+    at_table, at_file, at_row = (numbers(rows[name]) for name in ("at_table", "at_file", "at_row"))
     for number, files in enumerate(tables):
         for order, path in enumerate(files):
             mine = at_row[(at_table == number) & (at_file == order)]
             if len(mine):
-                named = _table(path, "source", "line", "agent").take(mine).to_pylist()
+                named = _table(path, "source", "line", "agent").take(integers(mine)).to_pylist()
                 for row, name in zip(mine.tolist(), named, strict=True):
                     # the files of several turns have one name
                     turn = f"turn {number + 1} " if len(tables) > 1 else ""
