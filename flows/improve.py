@@ -12,13 +12,15 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.iterate import evaluate, iterate, require_trainable
+from flows.evaluate import evaluate
+from flows.iterate import iterate, require_trainable
 from gristmill import model
 from gristmill.artifact import ArtifactRef
+from gristmill.champions import Champion, register, rolled_back
 from gristmill.collect.run import check
 from gristmill.environment import source
 from gristmill.loop import Standing, Turn
-from gristmill.promotion import Champion, read_decision, register, rolled_back
+from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe, with_overrides
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run

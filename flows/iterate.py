@@ -9,11 +9,9 @@ repeated redoes nothing that finished.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from prefect import flow
 
-from gristmill.artifact import ArtifactRef
+from flows.evaluate import judge
 from gristmill.environment import source
 from gristmill.errors import RecipeError
 from gristmill.loop import Standing, Turn
@@ -23,49 +21,11 @@ from gristmill.workspace import Workspace
 from tasks.caching import run
 from tasks.collect import collect_rollouts, make_tasks
 from tasks.curate import curate_rollouts
-from tasks.evaluate import evaluate_policy
 from tasks.format import format_dataset
 from tasks.ingest import ingest_rollouts
-from tasks.promote import decide_promotion
 from tasks.review import reviewed
 from tasks.train import train_policy
 from tasks.validate import validate_dataset
-
-
-class Measured(NamedTuple):
-    """A policy on the held-out tasks."""
-
-    evaluation: ArtifactRef
-    table: ArtifactRef
-
-
-def evaluate(recipe: Recipe, policy: ArtifactRef, heldout: ArtifactRef, turn: int) -> Measured:
-    """Held-out rollouts of a policy, and its evaluation. Same tasks, sampling and seeds for every policy."""
-    rollouts = run(
-        collect_rollouts,
-        turn,
-        "collect held-out",
-        policy=policy,
-        tasks=heldout,
-        acting=recipe.policy,
-        environment=recipe.environment,
-        sampling=recipe.evaluate,
-        requests=recipe.requests,
-        seed=recipe.seed,
-    )
-    table = run(ingest_rollouts, turn, "ingest held-out", rollouts=rollouts)
-    evaluation = run(
-        evaluate_policy,
-        turn,
-        "evaluate",
-        policy=policy,
-        tasks=heldout,
-        table=table,
-        samples=recipe.evaluate.samples,
-        confidence=recipe.promote.confidence,
-        solved_at=recipe.environment.solved_at,
-    )
-    return Measured(evaluation, table)
 
 
 def require_trainable(recipe: Recipe) -> None:
@@ -157,15 +117,7 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         settings=recipe.train,
         seed=recipe.seed,
     )
-    measured = evaluate(recipe, checkpoint, standing.heldout, turn)
-    decision = run(
-        decide_promotion,
-        turn,
-        "promote",
-        challenger=measured.evaluation,
-        champion=standing.champion_evaluation,
-        settings=recipe.promote,
-    )
+    measured, decision = judge(recipe, checkpoint, standing.champion_evaluation, standing.heldout, turn)
     return Turn(
         turn=turn,
         champion=standing.champion,

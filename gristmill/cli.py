@@ -336,7 +336,7 @@ def champion(
     json: JsonOption = False,
 ) -> None:
     """Who is champion, since when, and on what evidence; `champion rollback` steps back."""
-    from gristmill.promotion import Champion, champions, registry, roll_back
+    from gristmill.champions import Champion, champions, registry, roll_back
     from gristmill.workspace import Workspace
 
     place = Workspace(workspace)

@@ -207,7 +207,7 @@ def _without_index(read: _Read) -> _Read:
 def _of_policy(workspace: Workspace, name: str) -> Evaluation:
     store = workspace.store
     if name == "champion":
-        from gristmill.promotion import champions
+        from gristmill.champions import champions
 
         line = champions(workspace)
         if not line:

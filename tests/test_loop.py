@@ -243,7 +243,7 @@ def test_the_command_ends_with_three_when_a_gate_says_no(copied: tuple[Path, Any
 
 def test_after_a_rollback_the_loop_stands_where_it_stood(copied: tuple[Path, Any]) -> None:
     """The same run again: nothing is trained, the promotion does not come back, and the page says why."""
-    from gristmill.promotion import champions, roll_back
+    from gristmill.champions import champions, roll_back
 
     place = Workspace(copied[0])
     lenient = recipe(**{"promote.min_effect": -1.0, "promote.max_failure_rise": "", "promote.max_pass_drop": ""})

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from gristmill.artifact import ArtifactRef
+from gristmill.champions import Champion, champions, register, registry, roll_back, rolled_back
 from gristmill.comparison import Guard
 from gristmill.errors import UsageError, WorkspaceBusy
-from gristmill.promotion import Champion, Verdict, champions, decide, register, registry, roll_back, rolled_back
+from gristmill.promotion import Verdict, decide
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate
 from gristmill.workspace import Workspace
