@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from gristmill import model
+from gristmill import model, trainer
 from gristmill.artifact import ArtifactRef
 from gristmill.collect import ROLLOUTS
 from gristmill.collect.run import Actor, run
@@ -28,8 +28,7 @@ from gristmill.ingest import ingest
 from gristmill.promotion import decide
 from gristmill.recipe import Recipe, SamplingRecipe, load
 from gristmill.store import Store
-from gristmill.train import train
-from gristmill.train_trl import TrlJob
+from gristmill.trainer import TrainJob
 
 
 def collect(recipe: Recipe, actor: Actor, tasks: Path, sampling: SamplingRecipe, out: Path) -> Path:
@@ -95,15 +94,15 @@ def main(folder: Path, recipe: Recipe) -> None:
         (place / "data").mkdir()
         data = write_dataset(place / SELECTION, tables, chosen, recipe.format, place / "data", seed=recipe.seed)
         # The challenger starts from the base again: what is accumulated is data, not training.
-        settings = recipe.train.model_dump()
-        train(
-            TrlJob(
+        trainer.get(recipe.train.trainer).train(
+            TrainJob(
+                method=recipe.format.method,
                 base=base.folder,
                 data=place / "data",
                 output=place / "model",
                 work=place / "trainer",
+                settings=recipe.train,
                 seed=recipe.seed,
-                **settings,
             )
         )
         challenger = Actor(place / "model", f"turn-{turn}", f"{folder.name} turn {turn}")

@@ -1,6 +1,6 @@
 """Flow: one turn of the mill.
 
-    tasks → collect → ingest → review → curate → format → validate → train → collect (held-out) → ingest → evaluate
+    collect → ingest → review → curate → format → validate → train → collect (held-out) → ingest → evaluate
     → promote
 
 Wiring only. Every stage is a cached task that takes and returns artifact references, so a turn that was killed or
@@ -12,14 +12,15 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.evaluate import judge
-from gristmill.environment import source
+from gristmill import trainer
+from gristmill.artifact import ArtifactRef
 from gristmill.errors import RecipeError
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
 from gristmill.workspace import Workspace
 from tasks.caching import run
-from tasks.collect import collect_rollouts, make_tasks
+from tasks.collect import collect_rollouts
 from tasks.curate import curate_rollouts
 from tasks.format import format_dataset
 from tasks.ingest import ingest_rollouts
@@ -29,34 +30,29 @@ from tasks.validate import validate_dataset
 
 
 def require_trainable(recipe: Recipe) -> None:
-    """Refuse, before anything is collected, what the loop's trainer cannot train on.
+    """Refuse, before anything is collected, what the loop cannot train or could not put to the gate.
 
     Raises:
-        RecipeError: the recipe's format is for another trainer.
+        RecipeError: no such trainer, or the recipe's format or settings are not for it.
     """
     form = recipe.format
-    if form.method != "sft" or form.token_ids or form.target not in ("trl", "trl-jsonl"):
+    if form.method == "reward":
+        raise RecipeError(
+            "a reward model is no policy that the gate could judge; `gristmill prepare` and `gristmill train` make one"
+        )
+    chosen = trainer.get(recipe.train.trainer)
+    if form.method not in chosen.methods or form.target not in chosen.targets or form.token_ids:
         what = "token ids" if form.token_ids else f"{form.method} for {form.target}"
         raise RecipeError(
-            f"the loop trains by sft on trl's rows, and the recipe's format is {what}; "
-            "`gristmill prepare` writes that, for its own trainer"
+            f"train.trainer {chosen.name} trains by {', '.join(sorted(chosen.methods))} on rows for "
+            f"{', '.join(sorted(chosen.targets))}, and the recipe's format is {what}"
         )
+    chosen.check(form.method, recipe.train)
 
 
 @flow(name="iterate", flow_run_name="{recipe.name}-turn-{turn}")
-def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
-    """Collect with the champion, train a challenger from the base on what was worth keeping, let the gate decide."""
-    environment = recipe.environment
-    tasks = run(
-        make_tasks,
-        turn,
-        "tasks",
-        environment=environment,
-        source=source(environment),
-        seed=recipe.seed,
-        split="train",
-        turn=turn,
-    )
+def iterate(recipe: Recipe, turn: int, standing: Standing, tasks: ArtifactRef) -> Turn:
+    """Collect with the champion, train a challenger on what was worth keeping, let the gate decide."""
     rollouts = run(
         collect_rollouts,
         turn,
@@ -64,14 +60,14 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         policy=standing.champion,
         tasks=tasks,
         acting=recipe.policy,
-        environment=environment,
-        sampling=recipe.collect,
+        environment=recipe.environment,
+        sampling=recipe.collect.at(turn),
         requests=recipe.requests,
         # The same tasks again need other answers; fresh tasks do not.
-        seed=recipe.seed if environment.tasks is not None else recipe.seed + turn,
+        seed=recipe.seed + turn if recipe.environment.again else recipe.seed,
     )
     table = run(ingest_rollouts, turn, "ingest", rollouts=rollouts)
-    tables = [table] if recipe.curate.data == "replace" else [*standing.tables, table]
+    tables = standing.tables_of(recipe, table)
     decisions = reviewed(recipe, turn, table, tables)
     selection = run(
         curate_rollouts,
@@ -114,7 +110,9 @@ def iterate(recipe: Recipe, turn: int, standing: Standing) -> Turn:
         "train",
         dataset=dataset,
         base=standing.base,
+        reference=None,
         settings=recipe.train,
+        method=recipe.format.method,
         seed=recipe.seed,
     )
     measured, decision = judge(recipe, checkpoint, standing.champion_evaluation, standing.heldout, turn)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -80,6 +80,12 @@ class EnvironmentRecipe(Section):
     )
     agent: str | None = Field(None, description="nemo-gym: agent of the rows that name none.")
     head: str = Field("http://127.0.0.1:11000", description="nemo-gym: the head server.")
+    fresh: bool = Field(True, description="Each turn gets training tasks of its own; false: the same ones every turn.")
+    curriculum: bool = Field(
+        False,
+        description="Where tasks come again (fresh: false, or tasks: null): leave out those that were solved every "
+        "time, and those that no rollout of the present champion did better on than another.",
+    )
     start: tuple[str, ...] = Field(
         (),
         description="nemo-gym: arguments of `gym env start`, to start the servers on each policy; empty: they run "
@@ -87,6 +93,17 @@ class EnvironmentRecipe(Section):
     )
     gym: str = Field("gym", description="nemo-gym: the gym command, of its own Python environment.")
     solved_at: float = Field(1.0, description="The reward from which on an attempt counts as solved, for pass@k.")
+
+    @property
+    def again(self) -> bool:
+        """Whether a turn's training tasks come again in the next."""
+        return not self.fresh or self.tasks is None
+
+    @model_validator(mode="after")
+    def _curriculum_of_tasks_that_return(self) -> EnvironmentRecipe:
+        if self.curriculum and not self.again:
+            raise ValueError("curriculum needs tasks that come again: set fresh to false, or tasks to null")
+        return self
 
 
 class SamplingRecipe(Section):
@@ -107,6 +124,21 @@ class SamplingRecipe(Section):
     def content(self) -> dict[str, Any]:
         """What the rollouts depend on: all but what decides when they are enough."""
         return self.model_dump(mode="json", exclude={"min_completion"})
+
+
+class CollectRecipe(SamplingRecipe):
+    """How the champion is sampled on training tasks."""
+
+    temperatures: tuple[Annotated[float, Field(ge=0, le=5)], ...] = Field(
+        (), description="A temperature for each turn, the last for all after it; empty: `temperature` in every turn."
+    )
+
+    def at(self, turn: int) -> CollectRecipe:
+        """The sampling of a turn, counted from 1."""
+        if not self.temperatures:
+            return self
+        now = self.temperatures[min(turn, len(self.temperatures)) - 1]
+        return self.model_copy(update={"temperature": now, "temperatures": ()})
 
 
 class RequestsRecipe(Section):
@@ -185,8 +217,12 @@ class CurateRecipe(Section):
         4, ge=1, description="At most so many rollouts a task, distinct and shorter ones first."
     )
     balance: BalanceRecipe | None = Field(None, description="Even out categories, such as agents or difficulties.")
-    data: Literal["accumulate", "replace"] = Field(
-        "accumulate", description="Train on the rollouts of all turns so far, or of this turn only."
+    data: str | None = Field(
+        None,
+        pattern=r"^(accumulate|replace|window\([1-9]\d*\))$",
+        description="Train on the rollouts of all turns so far (accumulate), of this turn only (replace), or of the "
+        "last n turns (window(n)); null: accumulate where training starts from the base, replace where it goes on from "
+        "the champion.",
     )
 
     @field_validator("preset", "where", mode="before")
@@ -317,15 +353,46 @@ class ChecksRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """Training."""
+    """Training (docs/train.md)."""
 
+    trainer: str = Field("trl", description="Framework that trains: trl, or one that docs/train.md names.")
+    init_from: Literal["base", "champion"] | None = Field(
+        None, description="Model that training starts from; null: base for sft, champion for dpo and kto."
+    )
+    reference: Literal["start", "base"] = Field(
+        "start", description="dpo, kto: the frozen model that holds the policy: the one training starts from, or base."
+    )
     epochs: float = Field(2, gt=0, description="Passes over the dataset.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
-    batch_size: int = Field(16, ge=1, description="Rows a step.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; null takes the method's usual one (docs/train.md)."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    batch_size: int = Field(16, ge=1, description="Rows an optimiser step, over all devices.")
     max_length: int = Field(1024, ge=8, description="Tokens of a row at most.")
     lora_rank: int = Field(16, ge=0, description="LoRA rank; 0 trains all weights.")
-    lora_targets: tuple[str, ...] = Field(("q_proj", "v_proj"), description="Modules that get adapters.")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="Modules that get adapters, by the end of their name; empty: all linear layers."
+    )
+    adapter: Literal["merge", "keep"] = Field(
+        "merge", description="LoRA: write merged weights, or those and the adapter beside them (folder `adapter`)."
+    )
+    beta: float = Field(0.1, gt=0, description="dpo, kto: how hard the reference holds the policy.")
+    nll_weight: float = Field(
+        0.2, ge=0, description="dpo: weight of the chosen answers' likelihood beside the preference; 0 leaves it out."
+    )
+    processes: int | None = Field(
+        None, ge=1, description="Processes that train together on this machine; null: one for each GPU, else one."
+    )
     save_steps: int = Field(25, ge=1, description="Steps between checkpoints that a killed training resumes from.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between validation losses, where there are validation rows; null: once an epoch."
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="Stop after so many validation losses in a row without a better one; null: never."
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Fields of the framework's own configuration, by its names; they win over the ones above."
+    )
 
 
 class EvaluateRecipe(SamplingRecipe):
@@ -356,6 +423,17 @@ class PromoteRecipe(Section):
     )
 
 
+class StopRecipe(Section):
+    """When the loop ends before its last turn. A budget is never knowingly exceeded: a turn that would is not begun."""
+
+    without_promotion: int | None = Field(None, ge=1, description="So many turns in a row that promoted nothing.")
+    rollouts: int | None = Field(None, ge=1, description="Rollouts in all, for training and evaluation.")
+    tokens: int | None = Field(None, ge=1, description="Generated tokens in all.")
+    hours: float | None = Field(
+        None, gt=0, description="Hours that the stages took in all; what was cached counts as when it was made."
+    )
+
+
 COMPARING = frozenset({"dpo", "kto", "reward", "rl"})
 """Methods that learn from the difference between good and poor rollouts."""
 
@@ -371,7 +449,7 @@ class Recipe(Section):
     )
     policy: PolicyRecipe = PolicyRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()
-    collect: SamplingRecipe = SamplingRecipe()
+    collect: CollectRecipe = CollectRecipe()
     review: ReviewRecipe = ReviewRecipe()
     curate: CurateRecipe = CurateRecipe()
     format: FormatRecipe = FormatRecipe()
@@ -380,6 +458,7 @@ class Recipe(Section):
     evaluate: EvaluateRecipe = EvaluateRecipe()
     requests: RequestsRecipe = RequestsRecipe()
     promote: PromoteRecipe = PromoteRecipe()
+    stop: StopRecipe = StopRecipe()
 
     @model_validator(mode="before")
     @classmethod

@@ -22,13 +22,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gristmill.errors import GristmillError, TrainingError, UsageError
 from gristmill.identity import digest, file_digest
 from gristmill.policy import threads, yield_cores
+
+if TYPE_CHECKING:
+    from gristmill.example import Method
+    from gristmill.recipe import TrainRecipe
+    from gristmill.trainer import OnStep, Trained, TrainJob
 
 VERSION = 1
 """Part of the job's digest: raise it when the same job would train otherwise; no old checkpoint is then continued."""
@@ -466,6 +471,42 @@ def _read(path: Path) -> TrlJob:
         field = ".".join(str(part) for part in first["loc"]) or "file"
         raise UsageError(f"{path}: {field}: {first['msg']}.") from error
 
+
+class _Trl:
+    """TRL behind the trainer protocol."""
+
+    name = "trl"
+    methods: frozenset[Method] = frozenset(("sft",))
+    targets = frozenset(("trl", "trl-jsonl"))
+
+    def check(self, method: Method, settings: TrainRecipe) -> None:
+        """Nothing yet."""
+
+    def train(self, job: TrainJob, on_step: OnStep | None = None) -> Trained:
+        """Run the job in a process of its own."""
+        from gristmill.train import train
+        from gristmill.trainer import Trained
+
+        settings = job.settings
+        final = train(
+            TrlJob(
+                base=job.base,
+                data=job.data,
+                output=job.output,
+                work=job.work,
+                seed=job.seed,
+                learning_rate=settings.learning_rate or 2e-4,
+                lora_targets=settings.lora_targets or ("q_proj", "v_proj"),
+                **settings.model_dump(
+                    include={"epochs", "batch_size", "max_length", "lora_rank", "warmup", "save_steps"}
+                ),
+            ),
+            on_step=on_step,
+        )
+        return Trained(steps=final["steps"], losses=tuple(final["losses"]), tokens=final["tokens"])
+
+
+TRL = _Trl()
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

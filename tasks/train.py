@@ -1,44 +1,61 @@
-"""Step: train a challenger in a subprocess."""
+"""Step: train a challenger, by the trainer that the recipe names."""
 
 from __future__ import annotations
 
 import shutil
 
-from gristmill import model, progress
+from gristmill import model, progress, trainer
 from gristmill.artifact import ArtifactRef
+from gristmill.example import Method
 from gristmill.identity import digest
 from gristmill.recipe import TrainRecipe
-from gristmill.train import train
-from gristmill.train_trl import TrlJob
+from gristmill.trainer import TrainJob
 from gristmill.workspace import Workspace
 from tasks.caching import step
 
 
-@step("train")
-def train_policy(dataset: ArtifactRef, base: ArtifactRef, settings: TrainRecipe, seed: int) -> ArtifactRef:
-    """SFT from the base; a killed training resumes from its last checkpoint."""
+@step("train", version="2")
+def train_policy(
+    dataset: ArtifactRef,
+    base: ArtifactRef,
+    reference: ArtifactRef | None,
+    settings: TrainRecipe,
+    method: Method,
+    seed: int,
+) -> ArtifactRef:
+    """Train `base` on `dataset`; a killed training resumes from its last checkpoint.
+
+    Args:
+        base: the model to start from.
+        reference: dpo, kto: the frozen model that holds the policy; None takes `base`.
+    """
     workspace = Workspace.current()
     store = workspace.store
-    inputs = {
-        "dataset": dataset.digest,
-        "base": base.digest,
-        "seed": seed,
-        **settings.model_dump(mode="json"),
-    }
+    # Which models these two choose is in the references; the choice itself changes nothing.
+    chosen = settings.model_dump(mode="json", exclude={"init_from", "reference"})
+    inputs = {"dataset": dataset.digest, "base": base.digest, "method": method, "seed": seed, **chosen}
+    if reference is not None and reference != base:
+        inputs["reference_model"] = reference.digest
     work = workspace.work(f"train-{digest(inputs)[:32]}")
     output = work / "model"
-    job = TrlJob(
+    job = TrainJob(
+        method=method,
         base=model.folder(store, base),
+        reference=model.folder(store, reference) if reference is not None and reference != base else None,
         data=store.path(dataset),
         output=output,
         work=work / "trainer",
+        settings=settings,
         seed=seed,
-        **settings.model_dump(),
     )
+    parents = dict.fromkeys([dataset, base, *([reference] if reference is not None else [])])
     with store.draft("checkpoint") as draft:
-        final = train(job, on_step=lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}"))
+        trained = trainer.get(settings.trainer).train(
+            job, lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}")
+        )
         draft.adopt(output)
-        counts = {name: final[name] for name in ("steps", "tokens", "losses")}
-        ref = draft.commit(stage="train", parents=[dataset, base], settings=inputs, counts=counts)
+        ref = draft.commit(
+            stage="train", parents=list(parents), settings=inputs, counts=trained.model_dump(mode="json")
+        )
     shutil.rmtree(work)
     return ref
