@@ -19,9 +19,11 @@ from gristmill.artifact import ArtifactRef
 from gristmill.champions import Champion, register, rolled_back
 from gristmill.collect.run import check
 from gristmill.environment import source
+from gristmill.errors import GateError
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe, with_overrides
+from gristmill.stopping import Spent, nothing_left, spent, stop
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
 from tasks.collect import base_policy, make_tasks
@@ -36,6 +38,8 @@ class Outcome(BaseModel):
     champion: ArtifactRef
     turns: tuple[Turn, ...]
     report: ArtifactRef
+    stopped: str | None
+    """Why the loop ended before its last turn."""
 
 
 @flow(name="improve", flow_run_name="{recipe.name}")
@@ -68,6 +72,8 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
             seed=recipe.seed,
             split="heldout",
             turn=0,
+            earlier=[],
+            champion=None,
         )
         measured = evaluate(recipe, base, heldout, 0)
         standing = Standing(base=base, heldout=heldout, champion=base, champion_evaluation=measured.evaluation)
@@ -76,26 +82,55 @@ def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = N
         )
         undone = rolled_back(place)
         turns: list[Turn] = []
+        stopped = None
+        before, now = Spent(), spent(place.store, [measured.evaluation])
         for number in range(1, recipe.turns + 1):
-            turn = one_turn(recipe, number, standing)
+            stopped = stop(recipe, turns, before, now)
+            if stopped is None:
+                tasks = _tasks(recipe, number, standing)
+                stopped = nothing_left(place.store, tasks)
+            if stopped is not None:
+                break
+            turn = one_turn(recipe, number, standing, tasks)
             if turn.decision in undone:
                 turn = turn.model_copy(update={"promoted": False})
             turns.append(turn)
             if turn.promoted:
                 _register(place, recipe, turn)
             standing = standing.after(turn)
+            before, now = now, spent(place.store, [measured.evaluation, *(turn.decision for turn in turns)])
+        if not turns:
+            raise GateError(f"no turn was begun: {stopped}")
         report = run(
             write_report,
-            recipe.turns,
+            turns[-1].turn,
             "report",
             recipe=recipe,
             base=base,
             base_evaluation=measured.evaluation,
             base_table=measured.table,
             turns=turns,
+            stopped=stopped,
         )
         place.publish(place.store.path(report) / PAGE, place.page(recipe.name))
-        return Outcome(champion=standing.champion, turns=tuple(turns), report=report)
+        return Outcome(champion=standing.champion, turns=tuple(turns), report=report, stopped=stopped)
+
+
+def _tasks(recipe: Recipe, turn: int, standing: Standing) -> ArtifactRef:
+    """The training tasks of a turn."""
+    environment = recipe.environment
+    return run(
+        make_tasks,
+        turn,
+        "tasks",
+        environment=environment,
+        source=source(environment),
+        seed=recipe.seed,
+        split="train",
+        turn=turn if environment.fresh else 1,
+        earlier=list(standing.tables) if environment.curriculum else [],
+        champion=standing.champion if environment.curriculum else None,
+    )
 
 
 def _register(workspace: Workspace, recipe: Recipe, turn: Turn) -> None:

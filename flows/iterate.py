@@ -109,9 +109,10 @@ def iterate(recipe: Recipe, turn: int, standing: Standing, tasks: ArtifactRef) -
         turn,
         "train",
         dataset=dataset,
-        base=standing.base,
-        reference=None,
-        settings=recipe.train,
+        base=standing.start(recipe),
+        reference=standing.reference(recipe),
+        # What training depends on: where it starts is one of the inputs already.
+        settings=recipe.train.model_copy(update={"init_from": None, "reference": "start"}),
         method=recipe.format.method,
         seed=recipe.seed,
     )

@@ -98,7 +98,8 @@ def summary(manifest: Manifest) -> str:
     counts = manifest.counts
     match manifest.kind:
         case "tasks":
-            return f"{counts['tasks']} tasks"
+            resting = sum(counts.get("resting", {}).values())
+            return f"{counts['tasks']} tasks" + (f", {resting} rest" if resting else "")
         case "rollouts":
             return f"{counts['rollouts']} rollouts, {counts['tokens']} tokens"
         case "table":

@@ -459,6 +459,8 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
         "" if lift["low"] is None else f", {lift['confidence']:.0%} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
     )
     print(f"champion − base on {lift['tasks']} held-out tasks: {lift['mean']:+.3f}{interval}")
+    if result["stopped"]:
+        print(f"stopped after turn {len(result['turns'])}: {result['stopped']}")
     done = len(table.rows) - table.cached
     again = (
         "nothing had changed, nothing was done again" if done == 0 else f"{done} stages ran, {table.cached} were cached"

@@ -46,7 +46,7 @@ def collect_recipe(
             recipe.environment,
             recipe.policy,
             _actor(recipe, work),
-            recipe.evaluate if heldout else recipe.collect,
+            recipe.evaluate if heldout else recipe.collect.at(1),
             recipe.requests,
             tasks=tasks,
             seed=recipe.seed,

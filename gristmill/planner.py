@@ -19,6 +19,7 @@ from gristmill.artifact import Manifest
 from gristmill.checks.registry import many
 from gristmill.checks.remedies import TaskCounts, more_rows
 from gristmill.evaluation import Evaluation, read_evaluation
+from gristmill.loop import starts_from, window
 from gristmill.power import Variance, assumed, detectable, of_one, of_two, standard_error, tasks_needed
 from gristmill.recipe import Recipe
 from gristmill.redo import redo
@@ -120,10 +121,10 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
         per_heldout,
         bound=not heldout_seen,
     )
-    add("tasks", "fresh training tasks", turns, tasks, bound=False)
+    add("tasks", _training_tasks(recipe), turns, tasks, bound=recipe.environment.curriculum)
     add(
         "collect",
-        f"{sampling.samples} rollouts a task at temperature {sampling.temperature:g}, by the champion",
+        f"{sampling.samples} rollouts a task at temperature {_temperatures(recipe)}, by the champion",
         turns,
         collected,
         per_train,
@@ -131,14 +132,15 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     )
     chosen, how = _expected_rows(recipe, past)
     notes.append(how)
-    grows = recipe.curate.data == "accumulate" and turns > 1
+    data = window(recipe)
+    span = "" if data == 1 or turns == 1 else ", of all turns so far" if data is None else f", of the last {data} turns"
     guess = past.counts is None
-    add("curate", _curation(recipe) + (", of all turns so far" if grows else ""), turns, chosen, bound=guess)
+    add("curate", f"{_curation(recipe)}{span}", turns, chosen, bound=guess)
     add("format", f"{recipe.format.method} for {recipe.format.target}", turns, chosen, bound=guess)
     add("validate", f"stops below {many(recipe.checks.min_examples, 'row')}, or on any other error", turns)
     add(
         "train",
-        f"{recipe.train.epochs:g} epochs, "
+        f"{recipe.train.epochs:g} epochs from the {starts_from(recipe)}, "
         + (f"LoRA of rank {recipe.train.lora_rank}" if recipe.train.lora_rank else "all weights"),
         turns,
         chosen,
@@ -163,6 +165,9 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
                 unit=past.unit(),
             ),
         )
+    for name, value in recipe.stop.model_dump().items():
+        if value is not None:
+            notes.append(f"the loop may end before turn {turns}: stop.{name} is {value:,}")
     if recipe.curate.min_reward is not None and chosen is not None and chosen < recipe.checks.min_examples:
         notes.append(
             f"the first turn is expected to stop at the gate: about {chosen} rows < {recipe.checks.min_examples} "
@@ -252,6 +257,18 @@ def _rewards(tables: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
             if row["drop_reason"] is None and row["task_key"] is not None:
                 found[row["agent"] or row["source"]][row["task_key"]].append(row["reward"])
     return {name: dict(found[name]) for name in sorted(found)}
+
+
+def _training_tasks(recipe: Recipe) -> str:
+    if not recipe.environment.again:
+        return "fresh training tasks"
+    rest = ", without those that have nothing to teach" if recipe.environment.curriculum else ""
+    return f"the same training tasks every turn{rest}"
+
+
+def _temperatures(recipe: Recipe) -> str:
+    every = [recipe.collect.at(turn + 1).temperature for turn in range(recipe.turns)]
+    return " → ".join(f"{value:g}" for value in dict.fromkeys(every))
 
 
 def _curation(recipe: Recipe) -> str:

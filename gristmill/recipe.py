@@ -219,7 +219,6 @@ class CurateRecipe(Section):
     balance: BalanceRecipe | None = Field(None, description="Even out categories, such as agents or difficulties.")
     data: str | None = Field(
         None,
-        pattern=r"^(accumulate|replace|window\([1-9]\d*\))$",
         description="Train on the rollouts of all turns so far (accumulate), of this turn only (replace), or of the "
         "last n turns (window(n)); null: accumulate where training starts from the base, replace where it goes on from "
         "the champion.",
@@ -240,6 +239,13 @@ class CurateRecipe(Section):
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise ValueError(f"no preset is called {name}; {hint}there are {', '.join(PRESETS)}")
         return names
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"accumulate|replace|window\([1-9]\d{0,3}\)", value):
+            raise ValueError("expected accumulate, replace, or window(n) such as window(3)")
+        return value
 
     @model_validator(mode="after")
     def _together(self) -> CurateRecipe:
@@ -626,7 +632,9 @@ def _sentence(error: ValidationError) -> str:
         found = first["input"]
         shown = repr(found) if not isinstance(found, dict | list) else f"a {_yaml_type(found)}"
         message = first["msg"].removeprefix("Value error, ")
-        text = f"`{name}`: {message[0].lower()}{message[1:]}, found {shown}"
+        text = f"`{name}`: {message[0].lower()}{message[1:]}"
+        if not isinstance(found, dict) or first["type"] != "value_error":  # a section as a whole is no finding
+            text += f", found {shown}"
         if field := _field(where):
             text += f" ({field.description})" if field.description else ""
     more = len(problems) - 1

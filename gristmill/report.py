@@ -175,6 +175,8 @@ class RunReport(_Frozen):
     stages: tuple[StageRow, ...] = ()
     artifacts: tuple[ArtifactRow, ...] = ()
     recipe: Text = Field(default="", description="The resolved recipe as YAML.")
+    training: str = Field(default="", description="What each turn trains from and on, in words.")
+    stopped: str | None = Field(default=None, description="Why the loop ended before its last turn.")
     versions: dict[str, str] = Field(default_factory=dict)
     seconds: float | None = Field(default=None, ge=0, description="Wall time of the run.")
 

@@ -15,7 +15,7 @@ from gristmill import chat
 from gristmill.artifact import ArtifactRef, Manifest
 from gristmill.environment import read_tasks
 from gristmill.evaluation import Evaluation, lift, read_evaluation
-from gristmill.loop import Turn
+from gristmill.loop import Turn, training_words
 from gristmill.promotion import Verdict, read_decision
 from gristmill.recipe import Recipe
 from gristmill.report import (
@@ -75,6 +75,8 @@ class Summary(BaseModel):
     turns: tuple[TurnSummary, ...]
     lift: Lift
     champion: str
+    stopped: str | None
+    """Why the loop ended before its last turn."""
 
 
 class Built(BaseModel):
@@ -94,6 +96,7 @@ def build(
     base_evaluation: ArtifactRef,
     base_table: ArtifactRef,
     turns: Sequence[Turn],
+    stopped: str | None,
 ) -> Built:
     """Everything that a finished run has to show."""
     confidence = recipe.promote.confidence
@@ -121,6 +124,8 @@ def build(
         stages=tuple(_stages(store, base_evaluation, turns)),
         artifacts=tuple(_artifacts(base, turns)),
         recipe=recipe.yaml(),
+        training=training_words(recipe),
+        stopped=stopped,
         versions=store.manifest(base_evaluation).environment | {"gristmill": store.manifest(base_evaluation).gristmill},
     )
     summary = Summary(
@@ -140,6 +145,7 @@ def build(
         ),
         lift=Lift(mean=total.mean, low=total.low, high=total.high, confidence=confidence, tasks=total.tasks),
         champion=(promoted[-1].checkpoint if promoted else base).digest,
+        stopped=stopped,
     )
     return Built(report=report, summary=summary)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from prefect.context import TaskRunContext
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
 from gristmill.collect import run as collecting
+from gristmill.curriculum import Rest, identity, read_round, resting
 from gristmill.environment import TASKS, Split
 from gristmill.environment import make_tasks as tasks_of
 from gristmill.recipe import EnvironmentRecipe, PolicyRecipe, RequestsRecipe, SamplingRecipe
@@ -39,15 +41,34 @@ def base_policy(model_name: str, identity: str) -> ArtifactRef:
 
 
 @step("make-tasks")
-def make_tasks(environment: EnvironmentRecipe, source: str | None, seed: int, split: Split, turn: int) -> ArtifactRef:
-    """Task rows in Gym's format, disjoint between splits and turns; `source` is the content of its task files."""
+def make_tasks(
+    environment: EnvironmentRecipe,
+    source: str | None,
+    seed: int,
+    split: Split,
+    turn: int,
+    earlier: list[ArtifactRef],
+    champion: ArtifactRef | None,
+) -> ArtifactRef:
+    """Task rows in Gym's format, disjoint between splits and turns; `source` is the content of its task files.
+
+    With a champion, tasks rest that the rollouts in `earlier` tables show to have nothing to teach it.
+    """
+    store = Workspace.current().store
     rows = tasks_of(environment, split, seed, turn)
-    with Workspace.current().store.draft("tasks") as draft:
+    rest: Counter[Rest] = Counter()
+    if champion is not None:
+        found = resting([read_round(store, table) for table in earlier], champion, environment.solved_at)
+        rest.update(found[name] for row in rows if (name := identity(row)) in found)
+        rows = [row for row in rows if identity(row) not in found]
+    with store.draft("tasks") as draft:
         (draft.path / TASKS).write_bytes(
             b"".join(orjson.dumps(r, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE) for r in rows)
         )
         settings = {"environment": environment.name, "source": source, "seed": seed, "split": split, "turn": turn}
-        return draft.commit(stage="make-tasks", settings=settings, counts={"tasks": len(rows)})
+        parents = [*earlier, champion] if champion else []
+        counts = {"tasks": len(rows), "resting": rest}
+        return draft.commit(stage="make-tasks", parents=parents, settings=settings, counts=counts)
 
 
 @step("collect")

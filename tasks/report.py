@@ -23,10 +23,19 @@ def write_report(
     base_evaluation: ArtifactRef,
     base_table: ArtifactRef,
     turns: list[Turn],
+    stopped: str | None,
 ) -> ArtifactRef:
     """Write `report.html` and `summary.json`."""
     store = Workspace.current().store
-    built = build(store, recipe, base=base, base_evaluation=base_evaluation, base_table=base_table, turns=turns)
+    built = build(
+        store,
+        recipe,
+        base=base,
+        base_evaluation=base_evaluation,
+        base_table=base_table,
+        turns=turns,
+        stopped=stopped,
+    )
     with store.draft("report") as draft:
         (draft.path / PAGE).write_text(render(built.report), encoding="utf-8")
         draft.write_json(SUMMARY, built.summary)
