@@ -41,6 +41,14 @@ class Workspace:
         self.store = Store(self.root)
 
     @property
+    def location(self) -> str:
+        """What names this workspace again, in another process: its folder, or its URL."""
+        return str(self.root)
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
     def results(self) -> Path:
         return self.root / "results"
 
@@ -114,9 +122,24 @@ class Workspace:
         shutil.copyfile(source, temporary)
         temporary.replace(page)
 
+    def append(self, name: str, *lines: dict[str, Any]) -> None:
+        """Append JSON lines durably to a file of the workspace that only grows, such as `champions.jsonl`.
+
+        Raises:
+            StoreError: it cannot be written; none of the lines, or only the first ones, are there then.
+        """
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in lines:
+            append_line(path, line)
+
+    def read(self, name: str) -> list[Any]:
+        """The complete lines of such a file, oldest first; [] when there is none."""
+        return read_lines(self.root / name)
+
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""
-        append_line(self.root / "journal.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+        self.append("journal.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
