@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from gristmill.artifact import ArtifactRef
 from gristmill.errors import UsageError
 from gristmill.statistics import Estimate
-from gristmill.workspace import Workspace, append_line, read_lines
+from gristmill.workspace import Workspace
 
 _REGISTRY = "champions.jsonl"
 
@@ -56,13 +56,13 @@ def register(workspace: Workspace, champion: Champion) -> bool:
             same = (known.checkpoint, known.replaced, known.decision)
             if same == (champion.checkpoint, champion.replaced, champion.decision):
                 return False
-    append_line(workspace.root / _REGISTRY, champion.model_dump(mode="json"))
+    workspace.append(_REGISTRY, champion.model_dump(mode="json"))
     return True
 
 
 def registry(workspace: Workspace) -> list[Champion | Rollback]:
     """Every line, oldest first."""
-    lines = read_lines(workspace.root / _REGISTRY)
+    lines = workspace.read(_REGISTRY)
     return [(Rollback if "rolled_back" in line else Champion).model_validate(line) for line in lines]
 
 
@@ -96,5 +96,5 @@ def roll_back(workspace: Workspace, reason: str) -> Rollback:
             reason=reason,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        append_line(workspace.root / _REGISTRY, taken.model_dump(mode="json"))
+        workspace.append(_REGISTRY, taken.model_dump(mode="json"))
     return taken
