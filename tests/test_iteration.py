@@ -179,3 +179,19 @@ def test_a_turn_goes_on_from_the_champion(prefect_server: str, tmp_path: Path) -
     assert len(stays.turns) == 1 and not stays.turns[0].promoted
     assert stays.stopped.startswith("every training task rests (6 no signal)")
     assert "1 collect" not in ran(ended)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_loop_of_preferences(prefect_server: str, tmp_path: Path, method: str) -> None:
+    """Pairs or labels of the champion's own answers train a challenger. On the embedded model: a random one never ends
+    its answers, and those that were cut are nobody's rejected side."""
+    settings = {"policy.model": "smollm2-135m", "environment.tasks": 24, "environment.heldout": 8}
+    settings |= {"collect.samples": 6, "collect.max_new_tokens": 16, "collect.batch_size": 16, "format.method": method}
+    settings |= {"curate.keep_truncated": "false", "curate.per_task": "null", "curate.deduplicate": "false"}
+    outcome, _ = improve(tiny(**settings), tmp_path)
+    place = Workspace(tmp_path)
+    manifest = place.store.manifest(outcome.turns[0].checkpoint)
+    assert manifest.settings["method"] == method
+    assert manifest.counts["steps"] > 0
+    assert f"{method} from the champion" in place.page("tiny").read_text()

@@ -49,11 +49,20 @@ def too_few_pairs(evidence: Evidence, recipe: ChecksRecipe) -> Said | None:
     repeated = sum(one.repeated_tasks for one in evidence.environments)
     signal = sum(one.signal_tasks for one in evidence.environments)
     small = evidence.pairs.small if evidence.pairs else 0
+    cut = many(evidence.truncated, "rollout")
     return Said(
         f"too few pairs: {evidence.examples} < {recipe.min_examples} (checks.min_examples), from "
         f"{many(evidence.rows_read, 'rollout')}; of {many(repeated, 'task')} with several rollouts, {signal} "
-        "have rewards that differ" + (f", and in {small} of these the gap is too small" if small else ""),
-        {"pairs": evidence.examples, "repeated_tasks": repeated, "signal_tasks": signal, "small_gaps": small},
+        "have rewards that differ"
+        + (f", and in {small} of these the gap is too small" if small else "")
+        + (f"; {cut} cut at the length limit can be no rejected side" if evidence.truncated else ""),
+        {
+            "pairs": evidence.examples,
+            "truncated": evidence.truncated,
+            "repeated_tasks": repeated,
+            "signal_tasks": signal,
+            "small_gaps": small,
+        },
         _remedies(evidence, recipe.min_examples),
     )
 
