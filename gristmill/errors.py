@@ -8,7 +8,10 @@
     ├── StoreError(RuntimeError)          the workspace; exit 1
     │   ├── ArtifactMissing(LookupError)
     │   ├── ArtifactDamaged
-    │   └── WorkspaceBusy
+    │   ├── WorkspaceBusy
+    │   ├── WorkspaceLost                 another run took the workspace over
+    │   ├── StoreUnreachable              the bucket does not answer
+    │   └── NewerSchema                   written by a newer Gristmill
     ├── EngineError(RuntimeError)         the Prefect API does not answer; exit 1
     ├── CollectionError(RuntimeError)     rollouts could not be collected; exit 1
     └── TrainingError(RuntimeError)       a trainer failed; exit 1
@@ -60,6 +63,18 @@ class ArtifactDamaged(StoreError):
 
 class WorkspaceBusy(StoreError):
     """Another live process holds the workspace lock."""
+
+
+class WorkspaceLost(StoreError):
+    """The lease on a workspace in a bucket ran out while this process could not renew it."""
+
+
+class StoreUnreachable(StoreError):
+    """A bucket did not answer, for longer than it was waited for."""
+
+
+class NewerSchema(StoreError):
+    """A file of the workspace was written by a newer version; nothing is guessed about it."""
 
 
 class EngineError(GristmillError, RuntimeError):
