@@ -358,6 +358,39 @@ class ChecksRecipe(Section):
     strict: bool = Field(False, description="Warnings stop the run too.")
 
 
+class LaunchRecipe(Section):
+    """Where a framework's training runs (docs/trainers.md). Nothing here changes what is trained; trl runs in-house."""
+
+    launcher: Literal["local", "slurm", "ray"] = Field("local", description="This machine, a Slurm job, or a Ray job.")
+    prefix: tuple[str, ...] = Field(
+        (), description="Words before the framework's command, such as uv, run, --project, /opt/axolotl."
+    )
+    setup: tuple[str, ...] = Field(
+        (), description="Shell lines before it, such as `module load cuda` or `source /opt/axolotl/bin/activate`."
+    )
+    env: dict[str, str] = Field({}, description="Environment variables of the job; no secrets, they are kept in files.")
+    nodes: int = Field(1, ge=1, description="Machines that train together (slurm).")
+    gpus: int | None = Field(None, ge=0, description="GPUs a machine; null: all of this one, none asked of a cluster.")
+    partition: str | None = Field(None, description="slurm: partition.")
+    account: str | None = Field(None, description="slurm: account.")
+    time: str | None = Field(None, description="slurm: time limit, such as 04:00:00 or 1-00:00:00.")
+    container: str | None = Field(None, description="slurm: container image, for `srun --container-image` (pyxis).")
+    sbatch: tuple[str, ...] = Field((), description="slurm: further options, such as --qos=high; they win.")
+    address: str = Field("http://127.0.0.1:8265", description="ray: the cluster's dashboard, which takes jobs.")
+    resubmit: int = Field(
+        2, ge=0, description="Times that a job which the cluster ended (lost node, preemption, time limit) goes on."
+    )
+    poll_seconds: float | None = Field(None, gt=0, description="Seconds between looks at the job; null: 0.5, or 15.")
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """YAML reads `1` and `true` as other types; in the environment they are text."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: str(item) if isinstance(item, int | float) else item for name, item in value.items()}
+
+
 class TrainRecipe(Section):
     """Training (docs/train.md)."""
 
@@ -399,6 +432,7 @@ class TrainRecipe(Section):
     options: dict[str, Any] = Field(
         {}, description="Fields of the framework's own configuration, by its names; they win over the ones above."
     )
+    launch: LaunchRecipe = LaunchRecipe()
 
 
 class EvaluateRecipe(SamplingRecipe):
