@@ -78,7 +78,7 @@ def test_the_same_question_under_another_system_prompt_is_exact() -> None:
     assert len(leaks([*filler(20), other], [task(TEXT)]).exact) == 1
 
 
-@pytest.mark.parametrize(("train", "heldout"), [(96, 64), (96, 4), (6, 4), (300, 90)])
+@pytest.mark.parametrize(("train", "heldout"), [(96, 64), (96, 4), (6, 4), (300, 90), (600, 400)])
 def test_tasks_of_one_template_do_not_leak_into_each_other(train: int, heldout: int) -> None:
     training = arithmetic.make_tasks(train, 0, "train")
     evaluation = arithmetic.make_tasks(heldout, 0, "heldout")
