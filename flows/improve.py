@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.evaluate import evaluate
@@ -23,6 +24,8 @@ from gristmill.errors import GateError
 from gristmill.loop import Standing, Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe, with_overrides
+from gristmill.refresh import Refresh
+from gristmill.runs import recorded
 from gristmill.stopping import Spent, nothing_left, spent, stop
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
@@ -43,19 +46,23 @@ class Outcome(BaseModel):
 
 
 @flow(name="improve", flow_run_name="{recipe.name}")
-def improve(recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = None) -> Outcome:
+def improve(
+    recipe: Recipe, workspace: str, overrides: dict[str, Any] | None = None, refresh: Refresh | None = None
+) -> Outcome:
     """Run the loop.
 
     Args:
         recipe: the whole configuration.
         workspace: folder that holds everything the run makes; one run at a time.
         overrides: dotted fields that replace the recipe's, for schedules (Prefect does not merge parameters).
+        refresh: stages that are done again although they are cached.
     """
     recipe = with_overrides(recipe, overrides or {})
     check(recipe.policy, recipe.environment, trains=True)
     require_trainable(recipe)
     place = Workspace(workspace)
-    with place.locked(), place.entered():
+    engine = flow_run.get_id()
+    with place.locked(), place.entered(), recorded(place, ["improve"], recipe, refresh=refresh, engine=engine):
         base = run(
             base_policy,
             0,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from gristmill.artifact import ArtifactRef
@@ -21,6 +22,7 @@ from gristmill.identity import file_digest
 from gristmill.ingest import find_rollout_files
 from gristmill.prepare import launch_values
 from gristmill.recipe import Recipe, with_overrides
+from gristmill.runs import recorded
 from gristmill.workspace import Workspace
 from tasks.caching import run
 from tasks.curate import curate_rollouts
@@ -60,7 +62,9 @@ def prepare(
         raise RecipeError("`rollouts` is empty: name rollout files in the recipe, or beside it on the command line")
     found = find_rollout_files(named)
     place = Workspace(workspace)
-    with place.locked(), place.entered():
+    command = ["prepare", *(files or [])]
+    engine = flow_run.get_id()
+    with place.locked(), place.entered(), recorded(place, command, recipe, engine=engine):
         table = run(
             read_rollouts,
             0,

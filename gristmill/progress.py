@@ -32,9 +32,16 @@ _stage: ContextVar[tuple[int, str]] = ContextVar("progress_stage", default=(0, "
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Send updates to `listener` inside the block."""
-    token = _listener.set(listener)
+def listening(listener: Listener, *, also: bool = False) -> Iterator[None]:
+    """Send updates to `listener` inside the block; `also`: besides whoever listens already."""
+    earlier = _listener.get() if also else None
+
+    def both(update: Update) -> None:
+        listener(update)
+        if earlier:
+            earlier(update)
+
+    token = _listener.set(both)
     try:
         yield
     finally:

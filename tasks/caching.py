@@ -9,6 +9,7 @@ which Prefect takes for a miss (facts: `ResultStore._exists` swallows the error 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -17,9 +18,10 @@ from prefect import State, Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
+from prefect.utilities.callables import get_call_parameters
 from pydantic import BaseModel
 
-from gristmill import progress
+from gristmill import progress, runs, versions
 from gristmill.artifact import ArtifactRef, summary
 from gristmill.identity import digest
 from gristmill.store import step_version
@@ -37,7 +39,11 @@ class ContentKey(CachePolicy):
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
-        return key_of(task_ctx.task.name, self.version, inputs)
+        return self.key(task_ctx.task.name, inputs)
+
+    def key(self, name: str, inputs: dict[str, Any]) -> str:
+        """The key of a task of that name on all its inputs."""
+        return key_of(name, self.version, inputs)
 
 
 def key_of(name: str, version: str, inputs: dict[str, Any]) -> str:
@@ -121,16 +127,43 @@ def run(step: Task[..., ArtifactRef], turn: int, label: str, /, **inputs: Any) -
         Whatever the step raised; a step never returns a failed state.
     """
     workspace = Workspace.current()
+    recording = runs.current()
     # Prefect only logs a key that cannot be computed, and runs uncached; here it is an error.
-    key_of(step.name, "", inputs)
+    key = _key(step, inputs)
     with progress.stage(turn, label):
         progress.emit("running")
+        began = time.monotonic()
         bound = step.with_options(result_storage=workspace.results, task_run_name=f"{label}-{turn}")
+        if recording is not None and recording.refreshes(turn, label):
+            bound = bound.with_options(refresh_cache=True)
         state: State[ArtifactRef] = bound(**inputs, return_state=True)
         if not state.is_completed():
             progress.emit("failed")
         result = state.result()  # raises what the step raised
         cached = state.name == "Cached"
         progress.emit("cached" if cached else "done", note=summary(workspace.store.manifest(result)))
-        workspace.record({"turn": turn, "stage": label, "cached": cached, "result": str(result)})
+        workspace.record(
+            {
+                **({"run": recording.number} if recording else {}),
+                "turn": turn,
+                "stage": label,
+                "task": step.name,
+                "version": getattr(step.cache_policy, "version", None),
+                "key": key,
+                "inputs": sorted({str(ref) for value in inputs.values() for ref in refs_in(value)}),
+                "cached": cached,
+                "result": str(result),
+                "seconds": round(time.monotonic() - began, 3),
+            }
+        )
+        versions.assign(workspace, result)
         return result
+
+
+def _key(step: Task[..., ArtifactRef], inputs: dict[str, Any]) -> str:
+    """The name of the step's result record, as Prefect will compute it: with the defaults of what is not given."""
+    every = get_call_parameters(step.fn, (), inputs)
+    policy = step.cache_policy
+    if not isinstance(policy, ContentKey):
+        return key_of(step.name, "", every)
+    return policy.key(step.name, every)

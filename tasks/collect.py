@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from prefect.context import TaskRunContext
 
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
@@ -25,10 +24,8 @@ from tasks.caching import ContentKey, key_of, step
 class _WhatIsCollected(ContentKey):
     """Keyed by what rollouts depend on, and not by how they are asked for."""
 
-    def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str:
-        return super().compute_key(task_ctx, content(**inputs), flow_parameters, **kwargs)
+    def key(self, name: str, inputs: dict[str, Any]) -> str:
+        return super().key(name, content(**inputs))
 
 
 @step("base-policy")
