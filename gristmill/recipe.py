@@ -453,14 +453,37 @@ class PromoteRecipe(Section):
         0.0, ge=0, description="Refuse one whose mean reward in a task type is shown to drop by more."
     )
     max_length_ratio: float | None = Field(
-        2.0, gt=0, description="Refuse one whose answers are more than so many times as long."
+        2.0, gt=0, description="Refuse one whose answers are shown to be more than so many times as long."
     )
     max_failure_rise: float | None = Field(
-        0.05, ge=0, description="Refuse one with so much larger a share of missing or cut samples."
+        0.02, ge=0, description="Refuse one whose share of missing or cut samples is shown to rise by more."
     )
     min_diversity: float | None = Field(
-        0.25, ge=0, description="Refuse one with less than this many times as many distinct answers a task."
+        0.25,
+        ge=0,
+        description="Refuse one whose unsolved answers to a task are shown to differ less than this many times as often.",
     )
+    on_inconclusive: Literal["hold", "collect_more"] = Field(
+        "hold",
+        description="hold: the champion stays. collect_more: both policies attempt the same held-out tasks again, and "
+        "the gate decides once more on all samples; each of the two looks then takes half of the error that "
+        "`confidence` allows.",
+    )
+    most_samples: int | None = Field(
+        None,
+        ge=2,
+        description="collect_more: samples a task in all, above evaluate.samples; null: four times evaluate.samples.",
+    )
+
+    @property
+    def look_confidence(self) -> float:
+        """Of the interval at one look. Two looks share the error (Bonferroni), however they depend on each other."""
+        return self.confidence if self.on_inconclusive == "hold" else 1 - (1 - self.confidence) / 2
+
+    def samples_in_all(self, first: int) -> int:
+        """Samples a task after the second look, when the first had `first`. Fixed before anything is seen: a number
+        that depended on the first look would promote too often (Proschan and Hunsberger 1995)."""
+        return self.most_samples or 4 * first
 
 
 class StopRecipe(Section):
@@ -471,6 +494,63 @@ class StopRecipe(Section):
     tokens: int | None = Field(None, ge=1, description="Generated tokens in all.")
     hours: float | None = Field(
         None, gt=0, description="Hours that the stages took in all; what was cached counts as when it was made."
+    )
+
+
+class MlflowSinkRecipe(Section):
+    """MLflow: runs, datasets, metrics, and model versions with the alias champion."""
+
+    uri: str | None = Field(None, description="Tracking URI; null keeps a database in the workspace (mlflow.db).")
+    experiment: str | None = Field(None, description="Experiment; null takes the recipe's name.")
+    model: str | None = Field(None, description="Registered model; null takes the recipe's name.")
+    copy_models: bool = Field(False, description="Copy checkpoints to MLflow's artifact store, too; else point to them.")
+
+
+class TrackioSinkRecipe(Section):
+    """trackio: metrics on a local dashboard, or on a Hugging Face Space."""
+
+    project: str | None = Field(None, description="Project; null takes the recipe's name.")
+    folder: str | None = Field(None, description="Where trackio keeps its database; null: trackio in the workspace.")
+    space: str | None = Field(None, description="Space to log to, as owner/name, instead of a folder.")
+
+
+class OpenLineageSinkRecipe(Section):
+    """OpenLineage run events: one a stage, with its datasets in and out."""
+
+    file: str | None = Field(None, description="JSON lines file; null: openlineage.jsonl in the workspace.")
+    url: str | None = Field(None, description="Base URL of a lineage server, such as Marquez, instead of a file.")
+    namespace: str = Field("gristmill", description="Namespace of jobs and datasets.")
+    api_key_env: str | None = Field(None, description="url: environment variable that holds the key.")
+
+
+class HubSinkRecipe(Section):
+    """Hugging Face Hub: champions, and the data that they were trained on."""
+
+    model_repo: str | None = Field(None, description="Repository for promoted models, as owner/name; null sends none.")
+    dataset_repo: str | None = Field(None, description="Repository for their training data; null sends none.")
+    private: bool = Field(True, description="Whether repositories that are created here are private.")
+    folder: str | None = Field(None, description="A folder to write to instead of the hub.")
+    token_env: str = Field("HF_TOKEN", description="Environment variable that holds the token.")
+
+    @model_validator(mode="after")
+    def _something(self) -> HubSinkRecipe:
+        if not (self.model_repo or self.dataset_repo):
+            raise ValueError("name `model_repo`, `dataset_repo` or both")
+        return self
+
+
+class SinksRecipe(Section):
+    """Where else a run is told of (docs/sinks.md). All off by default; none changes results or can fail a run."""
+
+    mlflow: MlflowSinkRecipe | None = Field(None, description="MLflow; {} takes its defaults.")
+    trackio: TrackioSinkRecipe | None = Field(None, description="trackio; {} takes its defaults.")
+    openlineage: OpenLineageSinkRecipe | None = Field(None, description="OpenLineage events; {} takes the defaults.")
+    hub: HubSinkRecipe | None = Field(None, description="Hugging Face Hub.")
+    other: dict[str, dict[str, Any]] = Field(
+        default={}, description="Sinks of other packages: name of the entry point → its settings."
+    )
+    patience: float = Field(
+        20, ge=0, description="Seconds that the end of a run waits for deliveries; what is owed then is sent later."
     )
 
 
@@ -499,6 +579,7 @@ class Recipe(Section):
     requests: RequestsRecipe = RequestsRecipe()
     promote: PromoteRecipe = PromoteRecipe()
     stop: StopRecipe = StopRecipe()
+    sinks: SinksRecipe = SinksRecipe()
 
     @model_validator(mode="before")
     @classmethod
@@ -522,6 +603,12 @@ class Recipe(Section):
             )
         if self.format.max_tokens is not None and self.format.tokenizer is None and not self.format.token_ids:
             raise ValueError("format.max_tokens needs format.tokenizer, which counts them")
+        first = self.evaluate.samples
+        if self.promote.on_inconclusive == "collect_more" and self.promote.samples_in_all(first) <= first:
+            raise ValueError(
+                f"promote.most_samples is {self.promote.most_samples}, no more than evaluate.samples ({first}), so that "
+                "collect_more could collect nothing; raise it"
+            )
         return self
 
     @property
