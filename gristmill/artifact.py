@@ -3,14 +3,20 @@
 An artifact's digest is the sha256 of its kind and of its payload files (relative name, sha256), so equal content
 has one digest however and wherever it was made. Its manifest stands beside the payload, is not part of the
 digest, and says where the content came from. No manifest holds an absolute path or a secret.
+
+Manifests carry a schema version. Older ones are read for ever: `MIGRATIONS` brings them forward, one version at a time,
+as they are read. Newer ones are refused, never guessed at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from gristmill.errors import NewerSchema
 from gristmill.identity import digest
 
 Kind = Literal[
@@ -30,6 +36,9 @@ Kind = Literal[
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+"""Raise it with any change to what a manifest holds, and add the way from the version before to `MIGRATIONS`."""
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema version → a pure function that gives the same manifest in the next one."""
 
 
 class ArtifactRef(BaseModel):
@@ -86,6 +95,35 @@ class Manifest(BaseModel):
     @property
     def ref(self) -> ArtifactRef:
         return ArtifactRef(kind=self.kind, digest=self.digest)
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """The manifest in a file's bytes, of this schema version or any before.
+
+    Raises:
+        ValueError: they are no manifest.
+        NewerSchema: a newer Gristmill wrote them.
+    """
+    raw = orjson.loads(data)
+    if not isinstance(raw, dict) or not isinstance(version := raw.get("schema_version", 1), int):
+        raise ValueError("a manifest is an object with a schema version")
+    refuse_newer(version, SCHEMA_VERSION, f"the manifest of {raw.get('kind')}:{str(raw.get('digest'))[:12]}")
+    for older in range(version, SCHEMA_VERSION):
+        raw = MIGRATIONS[older](raw)
+    return Manifest.model_validate(raw)
+
+
+def refuse_newer(version: int, known: int, what: str) -> None:
+    """Raise where a file says that it needs a newer Gristmill.
+
+    Raises:
+        NewerSchema: `version` is above `known`.
+    """
+    if version > known:
+        raise NewerSchema(
+            f"{what} has schema version {version}, and this Gristmill reads up to {known}: a newer one made it; "
+            "upgrade gristmill to use this workspace"
+        )
 
 
 def content_digest(kind: Kind, files: tuple[FileEntry, ...]) -> str:

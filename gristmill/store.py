@@ -3,7 +3,7 @@
 A payload is written into a temporary folder on the same file system; at commit every file is hashed and
 fsynced, the manifest is written last, and one rename makes the artifact visible. Whatever is killed before the
 rename leaves only a `.tmp-*` folder, which nobody reads and `sweep` removes. Committing content that is already
-there keeps the older copy.
+there keeps the older copy. `gristmill.remote.store` is the same on a bucket.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from gristmill.artifact import MANIFEST, ArtifactRef, FileEntry, Kind, Manifest, content_digest
+from gristmill.artifact import MANIFEST, ArtifactRef, FileEntry, Kind, Manifest, content_digest, read_manifest
 from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
 from gristmill.identity import file_digest
 
@@ -78,6 +78,17 @@ class Draft:
         Raises:
             StoreError: the payload is empty, or the disk refused.
         """
+        try:
+            return self._commit(stage, tuple(parents), settings or {}, counts or {})
+        except OSError as error:
+            raise StoreError(
+                f"the {self._kind} of stage {stage} could not be stored: {error.strerror or error}; nothing else was "
+                "lost: make room in the workspace, and run the same command again"
+            ) from error
+
+    def _commit(
+        self, stage: str, parents: tuple[ArtifactRef, ...], settings: dict[str, Any], counts: dict[str, Any]
+    ) -> ArtifactRef:
         files = tuple(
             FileEntry(name=p.relative_to(self.path).as_posix(), bytes=p.stat().st_size, sha256=file_digest(p))
             for p in sorted(self.path.rglob("*"))
@@ -90,16 +101,15 @@ class Draft:
             digest=content_digest(self._kind, files),
             stage=stage,
             step_version=_step_version.get(),
-            parents=tuple(parents),
-            settings=settings or {},
-            counts=counts or {},
+            parents=parents,
+            settings=settings,
+            counts=counts,
             files=files,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._started, 3),
             gristmill=metadata.version("gristmill"),
             environment=environment(),
         )
-        final = self._store.root / manifest.ref.location
         for entry in files:
             _fsync(self.path / entry.name)
         (self.path / MANIFEST).write_bytes(
@@ -107,12 +117,7 @@ class Draft:
         )
         _fsync(self.path / MANIFEST)
         _fsync(self.path)
-        if not self._store.exists(manifest.ref):
-            if final.exists():  # a folder without a manifest: the remains of a deletion that was cut short
-                shutil.rmtree(final)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.path, final)
-            _fsync(final.parent)
+        self._store.settle(manifest, self.path)
         self.ref = manifest.ref
         return manifest.ref
 
@@ -133,6 +138,28 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    def settle(self, manifest: Manifest, folder: Path) -> None:
+        """Make a finished folder, with its manifest in it, the artifact; the last step of a commit.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        self._rename(manifest.ref, folder)
+
+    def _rename(self, ref: ArtifactRef, folder: Path) -> None:
+        final = self.root / ref.location
+        if _whole(final):
+            return
+        if final.exists():  # the remains of a deletion that was cut short, or damage
+            shutil.rmtree(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(folder, final)
+        except OSError:
+            if not _whole(final):  # another process committed the same in this moment
+                raise
+        _fsync(final.parent)
+
     def path(self, ref: ArtifactRef) -> Path:
         """The artifact's folder.
 
@@ -148,12 +175,7 @@ class Store:
 
     def exists(self, ref: ArtifactRef) -> bool:
         """Whether the artifact is there with every file at its size (contents are not re-hashed)."""
-        folder = self.root / ref.location
-        try:
-            manifest = self.manifest(ref)
-            return all((folder / f.name).stat().st_size == f.bytes for f in manifest.files)
-        except (OSError, StoreError):
-            return False
+        return _whole(self.root / ref.location)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         """The manifest.
@@ -161,11 +183,12 @@ class Store:
         Raises:
             ArtifactMissing: no such artifact.
             ArtifactDamaged: its manifest cannot be read.
+            NewerSchema: a newer Gristmill wrote it.
         """
         path = self.path(ref) / MANIFEST
         try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError) as error:
+            return read_manifest(path.read_bytes())
+        except (ValueError, OSError) as error:
             raise ArtifactDamaged(
                 f"{ref.location}/{MANIFEST} cannot be read; delete the folder {ref.location} and run again to remake it"
             ) from error
@@ -200,6 +223,12 @@ class Store:
             if not path.parent.name.startswith("."):
                 yield ArtifactRef.model_validate({"kind": path.parent.parent.name, "digest": path.parent.name})
 
+    def remove(self, ref: ArtifactRef) -> None:
+        """Delete an artifact: its manifest first, so that what a kill leaves does not exist."""
+        folder = self.root / ref.location
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
     def sweep(self) -> int:
         """Remove temporary folders that killed runs left. Call it only under the workspace lock."""
         stale = list((self.root / "artifacts").glob("*/.tmp-*"))
@@ -218,6 +247,19 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder has a manifest and every file at its size.
+
+    Raises:
+        NewerSchema: a newer Gristmill wrote it; it is neither read nor replaced.
+    """
+    try:
+        manifest = read_manifest((folder / MANIFEST).read_bytes())
+        return all((folder / entry.name).stat().st_size == entry.bytes for entry in manifest.files)
+    except (OSError, ValueError):
+        return False
 
 
 def _fsync(path: Path) -> None:

@@ -25,12 +25,15 @@ from typing import Any
 
 import orjson
 
+from gristmill.artifact import refuse_newer
 from gristmill.errors import StoreError, WorkspaceBusy
 from gristmill.store import Store
 
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 ENVIRONMENT_VARIABLE = "GRISTMILL_WORKSPACE"
+LINES_VERSION = 1
+"""Of the lines of files that grow. A line says its `schema_version` from 2 on; without one it is of version 1."""
 
 
 class Workspace:
@@ -164,8 +167,27 @@ def repair_tail(path: Path) -> None:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The complete JSON lines of a file that `append_line` wrote; [] when it is not there."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    """The complete JSON lines of a file that `append_line` wrote; [] when it is not there.
+
+    Raises:
+        StoreError: a line is no JSON; names the file and line.
+        NewerSchema: a newer Gristmill wrote one.
+    """
+    return parse_lines(path.read_bytes(), str(path)) if path.exists() else []
+
+
+def parse_lines(data: bytes, where: str) -> list[Any]:
+    """The complete lines in a file's bytes; a last one without a newline is owed again."""
+    lines = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise StoreError(
+                f"{where}, line {number}: expected JSON, found {line[:40]!r} ({error.msg}); restore the file from a "
+                "copy, or remove that line (every line stands for itself)"
+            ) from None
+        if isinstance(value, dict) and isinstance(version := value.get("schema_version"), int):
+            refuse_newer(version, LINES_VERSION, f"{where}, line {number},")
+        lines.append(value)
+    return lines
