@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from gristmill.errors import GristmillError
+from gristmill.errors import GristmillError, full_disk
 
 if TYPE_CHECKING:
     from flows.improve import Outcome
     from flows.prepare import PreparedRun
     from gristmill.prepare_command import Request
     from gristmill.recipe import Recipe
+    from gristmill.refresh import Refresh
     from gristmill.terminal import StageTable
     from gristmill.workspace import Workspace
 
@@ -45,32 +46,67 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, such as train.epochs=1.")
 ]
 
+RedoFrom = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STAGE[:TURN]", help="Do this stage again, and all after it in its turn."),
+]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STAGE[:TURN]", help="Do this stage again, alone; repeatable.")
+]
+
 DEFAULT_WORKSPACE = Path("workspace")
 
 
 @app.command()
 def demo(
     overrides: Overrides = None,
+    redo_from: RedoFrom = None,
+    force: Force = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     json: JsonOption = False,
 ) -> None:
     """Run the loop on the embedded environment and model: no GPU, key or network."""
     from gristmill.recipe import load
+    from gristmill.refresh import Refresh
 
-    _improve(load(demo_recipe(), overrides or ()), workspace, json)
+    again = Refresh(redo_from=redo_from, force=tuple(force or ()))
+    _improve(load(demo_recipe(), overrides or ()), workspace, json, again)
 
 
 @app.command()
 def improve(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Overrides = None,
+    redo_from: RedoFrom = None,
+    force: Force = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     json: JsonOption = False,
 ) -> None:
     """Run the loop that a recipe describes; what is done already is not done again."""
     from gristmill.recipe import load
+    from gristmill.refresh import Refresh
 
-    _improve(load(recipe, overrides or ()), workspace, json)
+    again = Refresh(redo_from=redo_from, force=tuple(force or ()))
+    _improve(load(recipe, overrides or ()), workspace, json, again)
+
+
+@app.command()
+def resume(
+    overrides: Overrides = None,
+    redo_from: RedoFrom = None,
+    force: Force = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Go on with the last unfinished run of the loop, by the recipe that it recorded."""
+    from gristmill.refresh import Refresh
+    from gristmill.resume_command import resumed
+    from gristmill.workspace import Workspace
+
+    asked = Refresh(redo_from=redo_from, force=tuple(force or ()))
+    run, recipe, again = resumed(Workspace(workspace), overrides or (), asked)
+    print(f"going on with run {run.number} ({run.outcome or 'unfinished'}, begun {run.started})", file=sys.stderr)
+    _improve(recipe, workspace, json, again)
 
 
 @app.command()
@@ -326,6 +362,106 @@ def diff(
     run(a, b, workspace=workspace, json=json, console=Console())
 
 
+Asked = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ID",
+        help="A digest's start, `model v3`, champion, a tag, `data-v3#17`, a rollout, a task, a file or folder.",
+    ),
+]
+MermaidOption = Annotated[bool, typer.Option("--mermaid", help="Print the graph as mermaid.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page with the graph to this file.")]
+
+
+@app.command()
+def trace(
+    what: Asked,
+    show: Annotated[bool, typer.Option("--show", help="Of a dataset's row: print it.")] = False,
+    mermaid: MermaidOption = False,
+    html: HtmlOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """What made this: up to the rollouts, tasks, policies and recipe, by whatever name it has."""
+    from rich.console import Console
+
+    from gristmill.trace_command import run
+
+    run(
+        what,
+        down=False,
+        workspace=workspace,
+        show=show,
+        json=json,
+        mermaid=mermaid,
+        html=html,
+        console=Console(highlight=False),
+    )
+
+
+@app.command()
+def impact(
+    what: Asked,
+    taint: Annotated[bool, typer.Option("--taint", help="Mark it as bad: the next turns leave it out.")] = False,
+    untaint: Annotated[bool, typer.Option("--untaint", help="Take such a mark back.")] = False,
+    reason: Annotated[str, typer.Option(help="For a mark: why.")] = "",
+    from_turn: Annotated[
+        int, typer.Option(min=0, help="For a mark: turns before this one keep what they were trained on.")
+    ] = 0,
+    mermaid: MermaidOption = False,
+    html: HtmlOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """What this went into: down to dataset rows, datasets, models, evaluations and promotions."""
+    from rich.console import Console
+
+    from gristmill.trace_command import mark, run
+
+    console = Console(highlight=False)
+    if taint or untaint:
+        mark(
+            what,
+            undo=untaint,
+            reason=reason,
+            from_turn=from_turn,
+            workspace=workspace,
+            json=json,
+            console=console,
+        )
+    else:
+        run(what, down=True, workspace=workspace, json=json, mermaid=mermaid, html=html, console=console)
+
+
+@app.command()
+def tag(
+    words: Annotated[list[str], typer.Argument(metavar="ID NAME", help="What, and its tag.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tag away.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Give anything a name; a tag that stands elsewhere moves, and its history stays."""
+    from rich.console import Console
+
+    from gristmill.trace_command import name
+
+    name(words, remove=remove, note=False, workspace=workspace, json=json, console=Console(highlight=False))
+
+
+@app.command()
+def note(
+    words: Annotated[list[str], typer.Argument(metavar='ID "TEXT"', help="What, and the note.")],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Write a note on anything."""
+    from rich.console import Console
+
+    from gristmill.trace_command import name
+
+    name(words, remove=False, note=True, workspace=workspace, json=json, console=Console(highlight=False))
+
+
 @app.command()
 def champion(
     action: Annotated[
@@ -372,11 +508,16 @@ def demo_recipe() -> Path:
     return packaged if packaged.exists() else here.parent / "recipes" / "arithmetic.yaml"
 
 
-def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
+def _improve(recipe: Recipe, workspace: Path, as_json: bool, again: Refresh) -> None:
     started = time.monotonic()
-    # Before the seconds that Prefect takes: a model that is not there is wrong use.
+    # Before the seconds that Prefect takes: a model or a stage that is not there is wrong use.
     from gristmill import model
     from gristmill.collect.run import check
+    from gristmill.resume_command import refresh_of
+    from gristmill.workspace import Workspace
+
+    if again:
+        again = refresh_of(Workspace(workspace), recipe, again)
 
     model.identity(recipe.policy.model)
     check(recipe.policy, recipe.environment, trains=True)
@@ -384,7 +525,7 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool) -> None:
     def load() -> Callable[[Workspace], Outcome]:
         from flows.improve import improve as flow
 
-        return lambda place: flow(recipe, str(place.root))
+        return lambda place: flow(recipe, str(place.root), refresh=again)
 
     place, table, outcome = _flow(load, f"{recipe.name}: {recipe.turns} turns in {workspace}", workspace, as_json)
     _tell(outcome, place, table, time.monotonic() - started, as_json)
@@ -398,6 +539,7 @@ def _flow(
 
     from flows.server import prefect_api
     from gristmill import progress
+    from gristmill.resume_command import go_on
     from gristmill.terminal import StageTable
     from gristmill.workspace import Workspace
 
@@ -418,8 +560,13 @@ def _flow(
             try:
                 return place, table, start(place)
             except KeyboardInterrupt:
-                print("interrupted; the same command goes on from here", file=sys.stderr)
+                print(f"interrupted; to go on: {go_on(sys.argv[1:], str(workspace))}", file=sys.stderr)
                 sys.exit(130)
+            except Exception as error:
+                # A gate or wrong use says itself what to change; the rest goes on where it was.
+                if getattr(error, "exit_code", 1) == 1:
+                    error.add_note(f"to go on: {go_on(sys.argv[1:], str(workspace))}")
+                raise
 
 
 def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, as_json: bool) -> None:
@@ -502,6 +649,10 @@ def main() -> None:
     """Entry point: deliberate errors become one sentence and an exit code."""
     try:
         app()
-    except GristmillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        told = error if isinstance(error, GristmillError) else full_disk(error)
+        if told is None:
+            raise
+        for line in (f"error: {told}", *getattr(error, "__notes__", ())):
+            print(line, file=sys.stderr)
+        sys.exit(told.exit_code)

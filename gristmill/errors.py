@@ -11,7 +11,8 @@
     │   ├── WorkspaceBusy
     │   ├── WorkspaceLost                 another run took the workspace over
     │   ├── StoreUnreachable              the bucket does not answer
-    │   └── NewerSchema                   written by a newer Gristmill
+    │   ├── NewerSchema                   written by a newer Gristmill
+    │   └── DiskFull
     ├── EngineError(RuntimeError)         the Prefect API does not answer; exit 1
     ├── CollectionError(RuntimeError)     rollouts could not be collected; exit 1
     └── TrainingError(RuntimeError)       a trainer failed; exit 1
@@ -21,6 +22,8 @@ to do next. All are picklable, because workers raise them in other processes.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class GristmillError(Exception):
@@ -75,6 +78,24 @@ class StoreUnreachable(StoreError):
 
 class NewerSchema(StoreError):
     """A file of the workspace was written by a newer version; nothing is guessed about it."""
+
+
+class DiskFull(StoreError):
+    """The disk holds no more; what was being written is gone, what was finished is there."""
+
+
+def full_disk(error: BaseException) -> DiskFull | None:
+    """The sentence for an error whose cause is that the disk is full, whichever library said so; None for others."""
+    at: BaseException | None = error
+    while at is not None:
+        number = at.errno if isinstance(at, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(at):
+            return DiskFull(
+                "the disk is full; nothing half-written was kept. Free some space (`gristmill gc` says what the "
+                "workspace can spare), then run the same command again: it goes on"
+            )
+        at = at.__cause__ or at.__context__
+    return None
 
 
 class EngineError(GristmillError, RuntimeError):
