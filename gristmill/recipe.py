@@ -503,7 +503,7 @@ class MlflowSinkRecipe(Section):
     uri: str | None = Field(None, description="Tracking URI; null keeps a database in the workspace (mlflow.db).")
     experiment: str | None = Field(None, description="Experiment; null takes the recipe's name.")
     model: str | None = Field(None, description="Registered model; null takes the recipe's name.")
-    copy_models: bool = Field(False, description="Copy checkpoints to MLflow's artifact store, too; else point to them.")
+    copy_models: bool = Field(False, description="Copy checkpoints to MLflow's artifact store; else point to them.")
 
 
 class TrackioSinkRecipe(Section):
