@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,9 +22,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gristmill import arithmetic, smollm
+from gristmill import arithmetic, smollm, trainer
 from gristmill.generate import batches, generate
 from gristmill.policy import Policy, load
+from gristmill.recipe import TrainRecipe
+from gristmill.trainer import TrainJob
 
 Scored = list[list[tuple[str, float]]]
 """For each task its samples: answer and reward."""
@@ -115,28 +115,25 @@ def train(base: Path, folder: Path, rows: list[dict[str, Any]], seed: int, optio
     data = folder / "data"
     data.mkdir(parents=True)
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = {
-        "base": str(base),
-        "data": str(data),
-        "output": str(folder / "model"),
-        "work": str(folder / "work"),
-        "epochs": options.epochs,
-        "learning_rate": options.learning_rate,
-        "batch_size": options.batch_size,
-        "lora_rank": options.rank,
-        "lora_alpha": 2 * options.rank,
-        "lora_targets": options.targets,
-        "seed": seed,
-    }
-    (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "gristmill.train_trl", str(folder / "job.json")]
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-    if done.returncode:
-        sys.exit((folder / "log").read_text()[-3000:])
-    last = json.loads(done.stdout.splitlines()[-1])
-    losses = last["losses"]
-    print(f"  {last['steps']} steps, {last['seconds']} s, loss {losses[0]:.2f} → {losses[-1]:.2f}")
+    job = TrainJob(
+        method="sft",
+        base=base,
+        data=data,
+        output=folder / "model",
+        work=folder / "work",
+        settings=TrainRecipe(
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            lora_rank=options.rank,
+            lora_targets=options.targets,
+        ),
+        seed=seed,
+    )
+    began = time.monotonic()
+    done = trainer.get("trl").train(job)
+    seconds = time.monotonic() - began
+    print(f"  {done.steps} steps, {seconds:.0f} s, loss {done.losses[0]:.2f} → {done.losses[-1]:.2f}")
     return folder / "model"
 
 

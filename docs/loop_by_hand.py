@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from gristmill import model, trainer
+from gristmill import model
 from gristmill.artifact import ArtifactRef
 from gristmill.collect import ROLLOUTS
 from gristmill.collect.run import Actor, run
@@ -28,6 +28,7 @@ from gristmill.ingest import ingest
 from gristmill.promotion import decide
 from gristmill.recipe import Recipe, SamplingRecipe, load
 from gristmill.store import Store
+from gristmill.train import train
 from gristmill.trainer import TrainJob
 
 
@@ -94,7 +95,7 @@ def main(folder: Path, recipe: Recipe) -> None:
         (place / "data").mkdir()
         data = write_dataset(place / SELECTION, tables, chosen, recipe.format, place / "data", seed=recipe.seed)
         # The challenger starts from the base again: what is accumulated is data, not training.
-        trainer.get(recipe.train.trainer).train(
+        train(
             TrainJob(
                 method=recipe.format.method,
                 base=base.folder,

@@ -25,7 +25,7 @@ OnStep = Callable[[int, int, float], None]
 """Called with (step, steps in all, loss)."""
 
 _BUILT_IN = {
-    "trl": "gristmill.train_trl:TRL",
+    "trl": "gristmill.trl.trainer:TRL",
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 
-from gristmill import model, progress, trainer
+from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
 from gristmill.example import Method
 from gristmill.identity import digest
 from gristmill.recipe import TrainRecipe
+from gristmill.train import train
 from gristmill.trainer import TrainJob
 from gristmill.workspace import Workspace
 from tasks.caching import step
@@ -50,12 +51,9 @@ def train_policy(
     )
     parents = dict.fromkeys([dataset, base, *([reference] if reference is not None else [])])
     with store.draft("checkpoint") as draft:
-        trained = trainer.get(settings.trainer).train(
-            job, lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}")
-        )
+        trained, smoke = train(job, lambda done, total, loss: progress.advance(done, total, f"steps, loss {loss:.3f}"))
         draft.adopt(output)
-        ref = draft.commit(
-            stage="train", parents=list(parents), settings=inputs, counts=trained.model_dump(mode="json")
-        )
+        counts = {**trained.model_dump(mode="json"), "smoke": smoke.model_dump(mode="json")}
+        ref = draft.commit(stage="train", parents=list(parents), settings=inputs, counts=counts)
     shutil.rmtree(work)
     return ref

@@ -47,7 +47,7 @@ def test_the_tokenizer_splits_digits_and_is_lossless(converted):
 
 @needs_weights
 def test_the_template_constant_is_the_model_s_own(converted):
-    # train_trl recognises the model by this text; if they part, assistant-only training refuses to start.
+    # gristmill.trl recognises the model by this text; if they part, assistant-only training refuses to start.
     assert (converted / "chat_template.jinja").read_text() == smollm.TEMPLATE
 
 

@@ -268,7 +268,7 @@ class Counting:
 
 
 def _generation_markers(tokenizer: Any) -> str:
-    from gristmill.train_trl import training_template
+    from gristmill.trl.template import training_template
 
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else str(template.get("default", ""))

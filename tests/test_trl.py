@@ -12,7 +12,12 @@ import pytest
 
 from gristmill import arithmetic, smollm
 from gristmill.errors import TrainingError, UsageError
-from gristmill.train_trl import TrlJob, _acquire, data_files, training_template
+from gristmill.recipe import TrainRecipe
+from gristmill.trainer import TrainJob
+from gristmill.trl.checkpoints import acquire
+from gristmill.trl.process import identity
+from gristmill.trl.rows import data_files
+from gristmill.trl.template import training_template
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +37,21 @@ def inputs(tmp_path_factory) -> Path:
 
 def _job(inputs: Path, folder: Path, **other) -> Path:
     folder.mkdir(exist_ok=True)
-    job = TrlJob(
+    settings = {
+        "epochs": 4,
+        "batch_size": 4,
+        "save_steps": 3,
+        "learning_rate": 5e-3,
+        "lora_targets": ("q_proj", "v_proj"),
+    }
+    job = TrainJob(
+        method=other.pop("method", "sft"),
         base=inputs / "base",
-        data=inputs / "data",
+        data=other.pop("data", inputs / "data"),
         output=folder / "model",
         work=folder / "work",
-        **{"epochs": 4, "batch_size": 4, "save_steps": 3, "learning_rate": 5e-3, "seed": 1} | other,
+        settings=TrainRecipe(**settings | other),
+        seed=1,
     )
     path = folder / "job.json"
     path.write_text(job.model_dump_json())
@@ -47,7 +61,7 @@ def _job(inputs: Path, folder: Path, **other) -> Path:
 def _start(job: Path) -> subprocess.Popen:
     with (job.parent / "log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gristmill.train_trl", str(job)], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-m", "gristmill.trl", str(job)], stdout=subprocess.PIPE, stderr=log, text=True
         )
 
 
@@ -136,38 +150,38 @@ def test_other_templates_are_left_alone():
 
 
 def test_identity_follows_content_not_paths(inputs, tmp_path):
-    job = TrlJob.model_validate_json(_job(inputs, tmp_path / "a").read_text())
+    job = TrainJob.model_validate_json(_job(inputs, tmp_path / "a").read_text())
     moved = job.model_copy(update={"output": tmp_path / "elsewhere", "work": tmp_path / "w"})
-    assert job.identity() == moved.identity()
-    assert job.identity() != job.model_copy(update={"seed": 2}).identity()
+    assert identity(job) == identity(moved)
+    assert identity(job) != identity(job.model_copy(update={"seed": 2}))
     other = tmp_path / "data"
     other.mkdir()
     (other / "train.jsonl").write_text('{"messages": []}\n')
-    assert job.identity() != job.model_copy(update={"data": other}).identity()
+    assert identity(job) != identity(job.model_copy(update={"data": other}))
 
 
 def test_no_data_and_bad_jobs_are_told_in_a_sentence(inputs, tmp_path):
     with pytest.raises(UsageError, match=r"train\*.parquet or train.jsonl"):
         data_files(tmp_path)
     bad = tmp_path / "bad.json"
-    bad.write_text('{"base": "b", "data": "d", "output": "o", "work": "w", "epoch": 1}')
-    run = subprocess.run(
-        [sys.executable, "-m", "gristmill.train_trl", str(bad)], capture_output=True, text=True, check=False
+    bad.write_text(
+        '{"method": "sft", "base": "b", "data": "d", "output": "o", "work": "w", "settings": {}, "epoch": 1}'
     )
-    assert run.returncode == 2 and run.stdout == ""
+    run = subprocess.run([sys.executable, "-m", "gristmill.trl", str(bad)], capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and json.loads(run.stdout)["event"] == "error"
     assert "epoch: Extra inputs are not permitted" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_a_locked_work_folder_is_refused(tmp_path):
     with (tmp_path / "lock").open("w") as mine, (tmp_path / "lock").open("w") as theirs:
-        _acquire(mine, tmp_path)
+        acquire(mine, tmp_path)
         with pytest.raises(TrainingError, match="Another process trains"):
-            _acquire(theirs, tmp_path, patience=0)
+            acquire(theirs, tmp_path, patience=0)
 
 
 def test_the_process_ends_with_its_parent():
     child = (
-        "import time; from gristmill.train_trl import _end_with_parent;"
+        "import time; from gristmill.trl.process import _end_with_parent;"
         "_end_with_parent(); print(1, flush=True); time.sleep(99)"
     )
     parent = (
@@ -195,6 +209,6 @@ def _alive(pid: int) -> bool:
 
 
 def test_importing_the_module_needs_no_torch():
-    # The launcher and the recipe import TrlJob; it must stay quick for them.
-    script = "import sys, gristmill.train_trl; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    # The command line and the tasks import the trainer; it must stay quick for them.
+    script = "import sys, gristmill.trl.trainer; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
