@@ -8,6 +8,8 @@
     champions.jsonl who was promoted, when, on what evidence
     lock            held by `fcntl` while a run writes; the kernel frees it when its process dies
 
+`gristmill/remote` is the same in a bucket, with a mirror of it on this disk in the place of the folder.
+
 One workspace is current at a time (`entered`), so that tasks find it without carrying paths in their inputs.
 """
 
@@ -15,11 +17,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,33 @@ import orjson
 
 from gristmill.artifact import refuse_newer
 from gristmill.errors import StoreError, WorkspaceBusy
+from gristmill.remote.bucket import remote_url
 from gristmill.store import Store
 
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 ENVIRONMENT_VARIABLE = "GRISTMILL_WORKSPACE"
+JOURNAL = "journal.jsonl"
 LINES_VERSION = 1
 """Of the lines of files that grow. A line says its `schema_version` from 2 on; without one it is of version 1."""
 
 
 class Workspace:
-    """A workspace on a local or shared file system. Creating the object creates nothing on disk."""
+    """A workspace on a local or shared file system. Creating the object creates nothing on disk.
+
+    Of a URL (`s3://bucket/prefix`, …) it makes a `gristmill.remote.workspace.RemoteWorkspace`, as `pathlib.Path` makes
+    the kind of path that the system has.
+    """
+
+    def __new__(cls, root: Path | str) -> Workspace:
+        if cls is Workspace and remote_url(root):
+            from gristmill.remote.workspace import RemoteWorkspace
+
+            return super().__new__(RemoteWorkspace)
+        return super().__new__(cls)
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
+        self.root = Path(str(root).removeprefix("file://") if "://" in str(root) else root).resolve()
         self.store = Store(self.root)
 
     @property
@@ -72,7 +87,7 @@ class Workspace:
         if entered is not None:
             return entered
         if named := os.environ.get(ENVIRONMENT_VARIABLE):
-            return Workspace(named)
+            return _named(named)
         raise StoreError(f"no workspace: enter one, or set {ENVIRONMENT_VARIABLE}")
 
     @contextmanager
@@ -120,10 +135,24 @@ class Workspace:
 
     def publish(self, source: Path, page: Path) -> None:
         """Copy a finished page into place, all or nothing."""
-        page.parent.mkdir(parents=True, exist_ok=True)
-        temporary = page.with_suffix(".tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(page)
+        self.put_file(page.relative_to(self.root).as_posix(), source.read_bytes())
+
+    def put_file(self, name: str, data: bytes) -> None:
+        """Write a small file that is replaced as a whole, such as a page; nobody sees half of it."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+    def get_file(self, name: str) -> bytes | None:
+        """The content of such a file; None when there is none."""
+        path = self.root / name
+        return path.read_bytes() if path.exists() else None
+
+    def file_names(self, folder: str) -> list[str]:
+        """Names of the files below a folder, as `get_file` takes them, sorted."""
+        return sorted(path.relative_to(self.root).as_posix() for path in (self.root / folder).rglob("*"))
 
     def append(self, name: str, *lines: dict[str, Any]) -> None:
         """Append JSON lines durably to a file of the workspace that only grows, such as `champions.jsonl`.
@@ -142,7 +171,13 @@ class Workspace:
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""
-        self.append("journal.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+        self.append(JOURNAL, {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+
+
+@cache
+def _named(place: str) -> Workspace:
+    """One object a process, so that what a remote one knows of its bucket is asked for once."""
+    return Workspace(place)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
