@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from gristmill.errors import GristmillError, full_disk
+from gristmill.errors import GristmillError, UsageError, full_disk
 
 if TYPE_CHECKING:
     from flows.improve import Outcome
     from flows.prepare import PreparedRun
+    from gristmill.artifact import ArtifactRef
     from gristmill.prepare_command import Request
     from gristmill.recipe import Recipe
     from gristmill.refresh import Refresh
@@ -107,6 +108,23 @@ def resume(
     run, recipe, again = resumed(Workspace(workspace), overrides or (), asked)
     print(f"going on with run {run.number} ({run.outcome or 'unfinished'}, begun {run.started})", file=sys.stderr)
     _improve(recipe, workspace, json, again)
+
+
+@app.command()
+def status(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="What one would run; the last run's recipe if not."),
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what is done, what is stale and why, what runs now, and what to do next."""
+    from rich.console import Console
+
+    from gristmill.status_command import run
+
+    run(arguments or (), workspace=workspace, json=json, console=Console())
 
 
 @app.command()
@@ -329,9 +347,51 @@ def show_recipe() -> None:
 
 
 @app.command()
+def evaluate(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe.", show_default=False)] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[POLICY] [KEY=VALUE]...",
+            help="base (the default), champion, a checkpoint by any name, or a model folder; then recipe overrides.",
+            show_default=False,
+        ),
+    ] = None,
+    rollouts: Annotated[
+        list[str] | None, typer.Option(help="Score these rollout files instead.", show_default=False)
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="For --rollouts.")] = 0.95,
+    solved_at: Annotated[
+        float | None, typer.Option(help="For --rollouts: reward that counts as solved.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """A policy on a recipe's held-out tasks, with intervals; what was evaluated already is found."""
+    from rich.console import Console
+
+    from gristmill import evaluate_command
+
+    if (recipe is None) == (rollouts is None):
+        raise UsageError("give a recipe, or rollout files with --rollouts; `gristmill evaluate --help` says how")
+    if rollouts is not None:
+        evaluate_command.run_files(rollouts, confidence=confidence, solved_at=solved_at, json=json, console=Console())
+        return
+    assert recipe is not None
+    name, overrides = evaluate_command.arguments(arguments or ())
+    place, (found,), settings = _evaluated(recipe, [name], overrides, workspace, json)
+    told = evaluate_command.stored(place, name, found)
+    evaluate_command.tell(told, settings.promote.confidence, json=json, console=Console())
+
+
+@app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="Rollout files; or base, champion, or a policy's digest.")],
+    a: Annotated[str, typer.Argument(help="Rollout files; or base, champion, or a policy by any of its names.")],
     b: Annotated[str, typer.Argument(help="The other side; differences are B − A.")],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Evaluate what was not yet, by this recipe.", show_default=False)
+    ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Two-sided, of every interval.")] = 0.95,
     solved_at: Annotated[
@@ -342,9 +402,18 @@ def compare(
     """Two policies or two rollout files, paired on the tasks that both attempted."""
     from rich.console import Console
 
-    from gristmill.compare_command import run
+    from gristmill import compare_command
 
-    run(a, b, workspace=workspace, confidence=confidence, solved_at=solved_at, json=json, console=Console())
+    if recipe is None:
+        if overrides:
+            raise UsageError(f"{overrides[0]} overrides a recipe, and there is none; name it with --recipe")
+        compare_command.run(
+            a, b, workspace=workspace, confidence=confidence, solved_at=solved_at, json=json, console=Console()
+        )
+        return
+    place, (one, other), _ = _evaluated(recipe, [a, b], overrides or [], workspace, json)
+    found = compare_command.compare_evaluations(place, one, other, names=(a, b), confidence=confidence)
+    compare_command.tell(found, json=json, console=Console())
 
 
 @app.command()
@@ -567,6 +636,23 @@ def _flow(
                 if getattr(error, "exit_code", 1) == 1:
                     error.add_note(f"to go on: {go_on(sys.argv[1:], str(workspace))}")
                 raise
+
+
+def _evaluated(
+    path: Path, names: Sequence[str], overrides: Sequence[str], workspace: Path, as_json: bool
+) -> tuple[Workspace, tuple[ArtifactRef, ...], Recipe]:
+    """Evaluations of policies by a recipe, as a Prefect flow over the loop's own steps."""
+    from gristmill.evaluate_command import request
+
+    recipe, policies = request(path, names, overrides, workspace)
+
+    def load() -> Callable[[Workspace], tuple[ArtifactRef, ...]]:
+        from flows.evaluate import evaluate_policies as flow
+
+        return lambda place: flow(recipe, str(place.root), list(policies))
+
+    place, _, found = _flow(load, f"{recipe.name}: evaluate {' and '.join(names)} in {workspace}", workspace, as_json)
+    return place, found, recipe
 
 
 def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gristmill.artifact import Manifest
+from gristmill.stages import flat, shown
 
 # What feeds what within a turn; the challenger's evaluation decides who collects in the next.
 FOLLOWS: dict[str, tuple[str, ...]] = {
@@ -80,10 +81,10 @@ class Redo(NamedTuple):
 
 def redo(resolved: Mapping[str, Any], reports: list[Manifest]) -> Redo:
     """Compare a resolved recipe with those of runs that ended."""
-    fields = _flat(resolved)
+    fields = flat(resolved)
     nearest: list[tuple[int, str, dict[str, Any]]] = []
     for report in reports:
-        before = _flat(report.settings)
+        before = flat(report.settings)
         if "turns" in before:
             nearest.append(
                 (sum(fields.get(k) != before.get(k) for k in fields.keys() | before.keys()), report.digest, before)
@@ -92,7 +93,7 @@ def redo(resolved: Mapping[str, Any], reports: list[Manifest]) -> Redo:
         return Redo(0, (), {})
     _, _, before = min(nearest, key=lambda one: one[:2])
     changed = {
-        name: f"{name}: {_shown(before.get(name))} → {_shown(fields.get(name))}"
+        name: f"{name}: {shown(before.get(name))} → {shown(fields.get(name))}"
         for name in sorted(fields.keys() | before.keys())
         if fields.get(name) != before.get(name)
     }
@@ -109,17 +110,3 @@ def _mark(stage: str, text: str, again: dict[str, str]) -> None:
         again[stage] = text
         for after in FOLLOWS[stage]:
             _mark(after, text, again)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,6 +12,7 @@ run numbers; what they hold counts as run 0. Numbers are given under the workspa
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 import uuid
@@ -247,6 +248,23 @@ def owed(run: Run) -> Refresh:
     again = Refreshing(run.refresh)
     done = [named(one.turn, one.stage) for one in run.productions if again(one.turn, one.stage)]
     return run.refresh.model_copy(update={"done": (*run.refresh.done, *done)})
+
+
+def holder(workspace: Workspace) -> str | None:
+    """Who holds the workspace's lock: the process id that it wrote; None if nobody does."""
+    try:
+        handle = os.open(workspace.root / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        # Shared, and given back at once: two who look do not see each other.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+    else:
+        return None
+    finally:
+        os.close(handle)
 
 
 def running(workspace: Workspace) -> dict[str, Any] | None:
