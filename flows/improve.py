@@ -31,6 +31,7 @@ from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
 from tasks.collect import base_policy, make_tasks
 from tasks.report import PAGE, write_report
+from tasks.sinks import delivering
 
 
 class Outcome(BaseModel):
@@ -62,7 +63,8 @@ def improve(
     require_trainable(recipe)
     place = Workspace(workspace)
     engine = flow_run.get_id()
-    with place.locked(), place.entered(), recorded(place, ["improve"], recipe, refresh=refresh, engine=engine):
+    begun = recorded(place, ["improve"], recipe, refresh=refresh, engine=engine)
+    with place.locked(), place.entered(), delivering(place, recipe), begun:
         base = run(
             base_policy,
             0,
