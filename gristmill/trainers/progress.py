@@ -1,0 +1,90 @@
+"""How far a framework's training is, from the lines that it writes.
+
+A reader of lines knows one framework's form and remembers what it needs to (the loss and the step may stand in
+different lines). Lines of a training that was resumed repeat steps; the latest of a step counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import orjson
+
+
+class Step(NamedTuple):
+    """One optimiser step, or what the framework counts instead."""
+
+    number: int
+    of: int
+    """0 where the framework does not say."""
+    loss: float
+
+
+class Reader(Protocol):
+    """Finds steps in lines."""
+
+    def __call__(self, line: str) -> Step | None:
+        """The step that this line completes, if any."""
+
+
+class JsonLines:
+    """One JSON object a step (LLaMA-Factory's trainer_log.jsonl)."""
+
+    def __init__(self, number: str, of: str, loss: str) -> None:
+        self.number, self.of, self.loss = number, of, loss
+
+    def __call__(self, line: str) -> Step | None:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(row, dict) or self.loss not in row:
+            return None
+        return Step(row[self.number], row[self.of], float(row[self.loss]))
+
+
+class LogLines:
+    """Log lines, by regular expressions with the groups `step`, `of` and `loss`, together or apart.
+
+    A step is complete when a line with a loss was seen; its number and total may have come before. Where no line has
+    the number, losses are counted.
+    """
+
+    def __init__(self, *patterns: str) -> None:
+        self.patterns = [re.compile(pattern) for pattern in patterns]
+        self.number = self.of = 0
+
+    def __call__(self, line: str) -> Step | None:
+        step = None
+        for pattern in self.patterns:
+            for match in pattern.finditer(line):
+                found = match.groupdict()
+                self.of = int(found.get("of") or self.of)
+                self.number = int(found.get("step") or self.number)
+                if loss := found.get("loss"):
+                    step = Step(self.number, self.of, float(loss))
+        return step
+
+
+class Tail:
+    """Whole lines of a growing file, each once. A carriage return ends a line, as progress bars have it."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset = path, offset
+        self._rest = b""
+
+    def lines(self) -> Iterator[str]:
+        """What was added since the last call."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            if file.seek(0, 2) < self.offset:  # begun anew
+                self.offset, self._rest = 0, b""
+            file.seek(self.offset)
+            data = file.read()
+        self.offset += len(data)
+        *whole, self._rest = re.split(rb"[\r\n]", self._rest + data)
+        yield from (line.decode(errors="replace") for line in whole if line)
