@@ -40,7 +40,12 @@ app = typer.Typer(
 
 WorkspaceOption = Annotated[
     Path,
-    typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder for everything a run makes."),
+    typer.Option(
+        "--workspace",
+        "-w",
+        envvar="GRISTMILL_WORKSPACE",
+        help="Folder or URL (s3://, gs://, az://) for everything a run makes.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
 Overrides = Annotated[
@@ -125,6 +130,25 @@ def status(
     from gristmill.status_command import run
 
     run(arguments or (), workspace=workspace, json=json, console=Console())
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Hash every byte of every artifact again.")] = False,
+    mend: Annotated[bool, typer.Option("--mend", help="Do the safe mends; damage is set aside, not deleted.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what is wrong with a workspace, and mend it; exit 1 if something is."""
+    from rich.console import Console
+
+    from flows.engine import engine
+    from gristmill.doctor_command import run, still_wrong
+
+    _quiet_libraries()
+    found = run(workspace=workspace, deep=deep, mend=mend, json=json, engine=engine(), console=Console())
+    if still_wrong(found):
+        sys.exit(1)
 
 
 @app.command()
@@ -302,6 +326,26 @@ def prepare(
     else:
         refuse_with_recipe(decisions=decisions, against=against, workers=workers)
         _prepare_recipe(request, place, workspace, force, json)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder that `gristmill prepare` wrote, or any of TRL's rows.")],
+    overrides: Overrides = None,
+    model: Annotated[str, typer.Option("--model", help="smollm2-135m, or a Hugging Face folder.")] = "smollm2-135m",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")] = Path("model"),
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="sft, dpo, kto or reward; the folder's manifest says it.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe whose section `train` is taken.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Order of the rows, and start of adapters.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train a model on prepared rows and try it; run again, it goes on where it was killed."""
+    from gristmill.train_command import run
+
+    _quiet_libraries()
+    run(data, overrides or (), base=model, out=out, method=method, recipe=recipe, seed=seed, json=json)
 
 
 @app.command()
@@ -557,7 +601,7 @@ def champion(
         return
     line, now = registry(place), champions(place)
     if not line:
-        print(f"no champion in {workspace}: nothing has been promoted yet")
+        print(f"no champion in {_called(workspace)}: nothing has been promoted yet")
     for entry in line:
         if isinstance(entry, Champion):
             lift = entry.lift
@@ -594,9 +638,11 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool, again: Refresh) -> 
     def load() -> Callable[[Workspace], Outcome]:
         from flows.improve import improve as flow
 
-        return lambda place: flow(recipe, str(place.root), refresh=again)
+        return lambda place: flow(recipe, place.location, refresh=again)
 
-    place, table, outcome = _flow(load, f"{recipe.name}: {recipe.turns} turns in {workspace}", workspace, as_json)
+    place, table, outcome = _flow(
+        load, f"{recipe.name}: {recipe.turns} turns in {_called(workspace)}", workspace, as_json
+    )
     _tell(outcome, place, table, time.monotonic() - started, as_json)
 
 
@@ -663,9 +709,9 @@ def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, a
     def load() -> Callable[[Workspace], PreparedRun]:
         from flows.prepare import prepare as flow
 
-        return lambda place: flow(request.recipe, str(place.root), files=list(request.files))
+        return lambda place: flow(request.recipe, place.location, files=list(request.files))
 
-    place, _, made = _flow(load, f"{request.recipe.name}: prepare in {workspace}", workspace, as_json)
+    place, _, made = _flow(load, f"{request.recipe.name}: prepare in {_called(workspace)}", workspace, as_json)
     done = publish_run(place.store, made.table, made.dataset, made.report, out, request.recipe, force=force)
     tell_result(done.folder, request.recipe, done.counts, done.report, json=as_json)
 
@@ -700,6 +746,13 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
     )
     print(f"{again}; {seconds:.0f} s")
     print(f"report: {_shown(report)}")
+
+
+def _called(workspace: Path) -> str:
+    """The workspace as it was asked for; `Path` takes a slash out of a URL."""
+    from gristmill.remote.bucket import remote_url
+
+    return remote_url(workspace) or str(workspace)
 
 
 def _shown(path: Path) -> str:

@@ -64,6 +64,11 @@ def folder(store: Store, ref: ArtifactRef, progress: Progress | None = None) -> 
         raise StoreError(f"{ref} points to the model {model}, which is gone: {error}") from error
     if found != expected:
         raise StoreError(f"{ref} points to {model}, whose files have changed since; start a new run to use them")
+    return locate(model, progress)
+
+
+def locate(model: str, progress: Progress | None = None) -> Path:
+    """A Hugging Face folder of the model that a recipe names; embedded ones are written to the cache first."""
     from gristmill import smollm
 
     if model == smollm.NAME:

@@ -135,7 +135,7 @@ def _weights(folder: Path, start: Path) -> tuple[float | None, list[Finding]]:
 def _tensors(folder: Path) -> dict[str, Path]:
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)
@@ -230,14 +230,16 @@ def _scores(folder: Path, start: Path, data: Path | None, device: str) -> tuple[
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.bfloat16, local_files_only=True
-        ).eval()
+        )
+        at = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        model = model.to(at).eval()
         if model.config.num_labels != 1:
             return 0, [_error("scores", f"the model has {model.config.num_labels} outputs, a reward model has one")]
         scores = []
         with torch.inference_mode():
             for conversation in _conversations(data):
                 rendered: Any = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
-                ids = rendered["input_ids"]
+                ids = rendered["input_ids"].to(at)
                 if ids.shape[1] <= _PROMPT_TOKENS:
                     scores.append(float(model(input_ids=ids).logits[0, 0]))
     except (ValueError, OSError, RuntimeError, KeyError) as error:

@@ -13,6 +13,9 @@ from gristmill.errors import TrainingError
 from gristmill.smoke import Smoke, smoke
 from gristmill.trainer import OnStep, Trained, TrainJob
 
+RECORD = "training.json"
+"""What `gristmill train` notes in a model's folder; it is about that model, and never handed on to the next."""
+
 
 class Finished(NamedTuple):
     """A checkpoint that counts."""

@@ -14,6 +14,7 @@ Numbers are TRL's own unless the recipe has them. Where ours differ, it says why
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -171,20 +172,32 @@ def build(job: TrainJob, share: rows.Share) -> Built:
     return Built(trainer, len(data["train"]))
 
 
-def row_tokens(trainer: Any, method: Method, max_length: int | None) -> int:
-    """Tokens of one pass over the rows that are left, both answers of a pair."""
+class Lengths(NamedTuple):
+    """Of the rows that are left."""
+
+    tokens: int
+    """In one pass; both answers of a pair."""
+    at_limit: int
+    """Rows that reach `max_length`, and lose what is beyond it."""
+
+
+def lengths(trainer: Any, method: Method) -> Lengths:
+    """What one pass over the training rows reads."""
     columns: Mapping[Method, tuple[tuple[str, ...], ...]] = {
         "sft": (("input_ids",),),
         "dpo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
         "kto": (("prompt_ids", "completion_ids"),),
         "reward": (("chosen_ids",), ("rejected_ids",)),
     }
-    total = 0
-    for parts in columns[method]:
-        for row in zip(*(trainer.train_dataset[part] for part in parts), strict=True):
-            length = sum(map(len, row))
-            total += length if max_length is None else min(length, max_length)
-    return total
+    limit = trainer.args.max_length or math.inf
+    tokens, full = 0, 0
+    names = [name for side in columns[method] for name in side]
+    for row in zip(*(map(len, trainer.train_dataset[name]) for name in names), strict=True):
+        of = dict(zip(names, row, strict=True))
+        sides = [min(sum(of[name] for name in side), limit) for side in columns[method]]
+        tokens += int(sum(sides))
+        full += limit in sides
+    return Lengths(tokens, full)
 
 
 def _masks(job: TrainJob, tokenizer: Any, data: Any) -> bool:

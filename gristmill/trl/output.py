@@ -14,6 +14,7 @@ from typing import Any
 
 from gristmill.artifact import MANIFEST
 from gristmill.errors import UsageError
+from gristmill.train import RECORD
 from gristmill.trainer import TrainJob
 from gristmill.trl import checkpoints
 
@@ -81,7 +82,7 @@ def beside_weights(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name not in (MANIFEST, "README.md")
+        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name not in (MANIFEST, RECORD, "README.md")
     ]
 
 

@@ -160,11 +160,12 @@ def _train(job: TrainJob, identity: str, share: rows.Share, protocol: IO[str]) -
     if not trainer.is_world_process_zero():
         return {}
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    tokens = methods.row_tokens(trainer, job.method, trainer.args.max_length)
+    read_once = methods.lengths(trainer, job.method)
     evaluations = _evaluations(state.log_history)
     details: dict[str, Any] = {
         "rows": left,
         "dropped": read - left,
+        "at_max_length": read_once.at_limit,
         "learning_rate": trainer.args.learning_rate,
         "device": trainer.args.device.type,
         "rows_at_once": share.device,
@@ -181,7 +182,7 @@ def _train(job: TrainJob, identity: str, share: rows.Share, protocol: IO[str]) -
     stats = {
         "steps": state.global_step,
         "losses": losses,
-        "tokens": round(tokens * state.epoch),
+        "tokens": round(read_once.tokens * state.epoch),
         "details": details,
         "seconds": round(time.monotonic() - began, 2),
     }
