@@ -46,7 +46,8 @@ def run(
     recipe = None
     if recipes:
         recipe = load(Path(recipes[0]), overrides)
-        store = Workspace(workspace).store if workspace.is_dir() else None
+        place = Workspace.found(workspace)
+        store = place.store if place else None
         plan = plan_recipe(recipe, store)
     elif overrides:
         raise UsageError(f"{overrides[0]} is a recipe's field, but no recipe was given; rollout files take none")

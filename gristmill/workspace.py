@@ -47,6 +47,9 @@ class Workspace:
     the kind of path that the system has.
     """
 
+    is_remote = False
+    """Whether `root` is only a mirror, of what is under the URL `location`."""
+
     def __new__(cls, root: Path | str) -> Workspace:
         if cls is Workspace and remote_url(root):
             from gristmill.remote.workspace import RemoteWorkspace
@@ -75,6 +78,11 @@ class Workspace:
         path = self.root / "work" / key
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @staticmethod
+    def found(place: Path | str) -> Workspace | None:
+        """The workspace at a folder or URL; None where there is no such folder."""
+        return Workspace(place) if remote_url(place) or Path(place).is_dir() else None
 
     @staticmethod
     def current() -> Workspace:

@@ -46,6 +46,7 @@ class RemoteWorkspace(Workspace):
     """
 
     store: RemoteStore
+    is_remote = True
 
     def __init__(self, root: Path | str) -> None:
         url = remote_url(root)
@@ -127,7 +128,9 @@ class RemoteWorkspace(Workspace):
         found = self.bucket.read(name)
         if found is None:
             return None
-        write_whole(self.root / name, found.data)
+        kept = self.root / name
+        if not kept.is_file() or kept.read_bytes() != found.data:
+            write_whole(kept, found.data)
         return found.data
 
     def file_names(self, folder: str) -> list[str]:

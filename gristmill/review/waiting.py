@@ -20,7 +20,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from gristmill.artifact import ArtifactRef
-from gristmill.decisions import DecisionLog, Opinion, effective, opinions
+from gristmill.decisions import DecisionLog, Opinion, ReviewDecision, effective, opinions
 from gristmill.errors import GateError, StoreError
 from gristmill.sample import Sampled
 from gristmill.store import Store
@@ -31,6 +31,7 @@ WAIT_VARIABLE = "GRISTMILL_REVIEW_WAIT"
 """Environment variable: how many seconds a run waits for decisions; without it, as long as it takes."""
 _POLL = 1.0  # seconds
 _DEFAULT_WORKSPACE = "workspace"  # the command line's
+_LOG = "reviews/decisions.jsonl"
 
 
 class Waiting(BaseModel):
@@ -58,7 +59,7 @@ class Looked(NamedTuple):
 
 def log_of(workspace: Workspace) -> DecisionLog:
     """The workspace's decision log."""
-    return DecisionLog(workspace.root / "reviews" / "decisions.jsonl")
+    return _LogInBucket(workspace) if workspace.is_remote else DecisionLog(workspace.root / _LOG)
 
 
 def write_sample(sample: Sequence[Sampled], path: Path) -> None:
@@ -74,34 +75,32 @@ def read_sample(store: Store, ref: ArtifactRef) -> list[Sampled]:
 
 def announce(workspace: Workspace, waiting: Waiting) -> None:
     """Say which sample `gristmill review NAME` opens."""
-    path = workspace.root / "reviews" / f"{waiting.recipe}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(orjson.dumps(waiting.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
-    temporary.replace(path)
+    data = orjson.dumps(waiting.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+    workspace.put_file(f"reviews/{waiting.recipe}.json", data)
 
 
 def announced(workspace: Workspace, recipe: str) -> Waiting | None:
     """The latest sample of a recipe; None if it never had one."""
-    path = workspace.root / "reviews" / f"{recipe}.json"
+    name = f"reviews/{recipe}.json"
     try:
-        return Waiting.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        data = workspace.get_file(name)
+        return None if data is None else Waiting.model_validate_json(data)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]}); delete it and run again") from None
+        raise StoreError(
+            f"{workspace}/{name} cannot be read ({str(error).splitlines()[0]}); delete it and run again"
+        ) from None
 
 
 def names(workspace: Workspace) -> list[str]:
     """Recipes that have a sample."""
-    return sorted(path.stem for path in (workspace.root / "reviews").glob("*.json"))
+    return [Path(name).stem for name in workspace.file_names("reviews") if name.endswith(".json")]
 
 
 def command(workspace: Workspace, recipe: str) -> str:
     """What to type to decide."""
-    here = Path(os.path.relpath(workspace.root))
-    place = here if len(str(here)) < len(str(workspace.root)) else workspace.root
-    where = "" if str(place) == _DEFAULT_WORKSPACE else f" -w {shlex.quote(str(place))}"
+    here = os.path.relpath(workspace.root)
+    place = here if not workspace.is_remote and len(here) < len(workspace.location) else workspace.location
+    where = "" if place == _DEFAULT_WORKSPACE else f" -w {shlex.quote(place)}"
     return f"gristmill review {recipe}{where}"
 
 
@@ -161,6 +160,20 @@ def opinions_on(log: DecisionLog, tables: Sequence[Sequence[Path]]) -> list[Opin
         found = db.execute("SELECT DISTINCT rollout_id FROM rollouts WHERE rollout_id IN (SELECT unnest(?))", [ids])
         there = {row[0] for row in found.fetchall()}
     return [one for one in held if one.rollout_id in there]
+
+
+class _LogInBucket(DecisionLog):
+    """The log of a workspace in a bucket; its file is the mirror's copy, as it was read last."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace.root / _LOG)
+        self._workspace = workspace
+
+    def entries(self) -> tuple[ReviewDecision, ...]:
+        return super().entries() if self._workspace.get_file(_LOG) is not None else ()
+
+    def append(self, *entries: ReviewDecision) -> None:
+        self._workspace.append(_LOG, *(entry.model_dump(mode="json") for entry in entries))
 
 
 def _seconds() -> float | None:
