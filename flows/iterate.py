@@ -12,6 +12,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.evaluate import judge
+from flows.train_step import train
 from gristmill import trainer
 from gristmill.artifact import ArtifactRef
 from gristmill.errors import RecipeError
@@ -25,7 +26,6 @@ from tasks.curate import curate_rollouts
 from tasks.format import format_dataset
 from tasks.ingest import ingest_rollouts
 from tasks.review import reviewed
-from tasks.train import train_policy
 from tasks.validate import validate_dataset
 
 
@@ -104,19 +104,20 @@ def iterate(recipe: Recipe, turn: int, standing: Standing, tasks: ArtifactRef) -
         seed=recipe.seed,
         decisions=decisions,
     )
-    checkpoint = run(
-        train_policy,
+    checkpoint = train(
+        recipe,
         turn,
-        "train",
         dataset=dataset,
         base=standing.start(recipe),
         reference=standing.reference(recipe),
-        # What training depends on: where it starts is one of the inputs already.
-        settings=recipe.train.model_copy(update={"init_from": None, "reference": "start"}),
+        # What training depends on: where it starts is one of the inputs already, and where it runs changes nothing.
+        settings=recipe.train.model_copy(update={"init_from": None, "reference": "start", "deployment": None}),
         method=recipe.format.method,
         seed=recipe.seed,
     )
-    measured, decision = judge(recipe, checkpoint, standing.champion_evaluation, standing.heldout, turn)
+    measured, decision = judge(
+        recipe, checkpoint, standing.champion, standing.champion_evaluation, standing.heldout, turn
+    )
     return Turn(
         turn=turn,
         champion=standing.champion,

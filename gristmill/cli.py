@@ -44,7 +44,7 @@ WorkspaceOption = Annotated[
         "--workspace",
         "-w",
         envvar="GRISTMILL_WORKSPACE",
-        help="Folder or URL (s3://, gs://, az://) for everything a run makes.",
+        help="Folder or URL (s3://…) for everything a run makes.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
@@ -612,6 +612,57 @@ def champion(
         else:
             why = f": {entry.reason}" if entry.reason else ""
             print(f"  {entry.time}  {entry.checkpoint} rolled back to {entry.back_to}{why}")
+
+
+@app.command()
+def deploy(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Overrides = None,
+    on: Annotated[
+        Literal["process", "docker", "kubernetes"], typer.Option(help="Kind of the work pools.")
+    ] = "process",
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder or URL, as the runs see it."),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Container image (docker, kubernetes).")] = None,
+    pool: Annotated[str | None, typer.Option(help="Work pool; the one with GPUs is called the same with -gpu.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of this recipe's deployments, where a server has several.")] = None,
+    cron: Annotated[str | None, typer.Option(help="When `improve` runs; none pauses it.  [0 2 * * *]")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of that, such as Europe/Berlin.  [UTC]")] = None,
+    dead_after: Annotated[
+        float, typer.Option(min=60, help="Seconds without a heartbeat after which a run counts as crashed.")
+    ] = 540,
+    file: Annotated[Path | None, typer.Option(help="A deployment file of yours.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the deployment file; change nothing.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Put a recipe on a Prefect server: work pools, deployments, and what finds dead runs."""
+    from gristmill.deployment import prepare as prepared
+    from gristmill.deployment import tell
+
+    plan = prepared(
+        recipe,
+        overrides or (),
+        kind=on,
+        file=file,
+        workspace=workspace,
+        image=image,
+        pool=pool,
+        name=name,
+        cron=cron,
+        timezone=timezone,
+    )
+    if dry_run:
+        print(plan.yaml(), end="")
+        return
+    from flows.deploy import apply
+
+    applied = apply(plan, dead_after=dead_after)
+    if json:
+        _print_json(applied.model_dump(mode="json"))
+    else:
+        tell(plan, applied.pools, applied.workers)
 
 
 def demo_recipe() -> Path:

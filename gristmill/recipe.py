@@ -433,6 +433,11 @@ class TrainRecipe(Section):
         {}, description="Fields of the framework's own configuration, by its names; they win over the ones above."
     )
     launch: LaunchRecipe = LaunchRecipe()
+    deployment: str | None = Field(
+        None,
+        pattern=r"^[^/]+/[^/]+$",
+        description="Prefect deployment that trains, such as train-step/gpu (docs/deploy-server.md); null: here.",
+    )
 
 
 class EvaluateRecipe(SamplingRecipe):
