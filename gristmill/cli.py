@@ -151,6 +151,22 @@ def doctor(
         sys.exit(1)
 
 
+@app.command("gc")
+def collect_garbage(
+    keep_runs: Annotated[int, typer.Option(min=0, help="Keep what so many of the last runs used.")] = 5,
+    days: Annotated[float | None, typer.Option(min=0, help="Keep what runs of the last days used, too.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what could go.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what a workspace can spare: never what a champion, a tag or a recent run needs."""
+    from rich.console import Console
+
+    from gristmill.gc_command import run
+
+    run(workspace=workspace, keep_runs=keep_runs, days=days, delete=delete, json=json, console=Console())
+
+
 @app.command()
 def inspect(
     files: Annotated[list[str], typer.Argument(help="Rollout files (.jsonl, .gz, .zst), folders or globs.")],
@@ -618,9 +634,7 @@ def champion(
 def deploy(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Overrides = None,
-    on: Annotated[
-        Literal["process", "docker", "kubernetes"], typer.Option(help="Kind of the work pools.")
-    ] = "process",
+    on: Annotated[Literal["process", "docker", "kubernetes"], typer.Option(help="Kind of the work pools.")] = "process",
     workspace: Annotated[
         str | None,
         typer.Option("--workspace", "-w", envvar="GRISTMILL_WORKSPACE", help="Folder or URL, as the runs see it."),
@@ -663,6 +677,25 @@ def deploy(
         _print_json(applied.model_dump(mode="json"))
     else:
         tell(plan, applied.pools, applied.workers)
+
+
+@app.command()
+def sinks(
+    action: Annotated[
+        Literal["status", "replay", "again", "skip"],
+        typer.Argument(help="replay: send what is owed. again: everything. skip: give up the event that is refused."),
+    ] = "status",
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|KEY=VALUE]...", help="Sinks, and fields of `sinks`.")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """What MLflow and other sinks were told of the runs, and what they are owed."""
+    from gristmill.sinks_command import run
+
+    _quiet_libraries()
+    run(action, arguments or (), workspace=workspace, json=json)
 
 
 def demo_recipe() -> Path:

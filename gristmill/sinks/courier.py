@@ -82,6 +82,18 @@ def couriering(workspace: Workspace, recipe: SinksRecipe) -> Iterator[list[Deliv
             delivered.append(Delivered(name, now.sent - before[name], owes(workspace, name), now.error))
 
 
+@contextmanager
+def occupied(workspace: Workspace) -> Iterator[bool]:
+    """Be the one who delivers, for the block. False: a courier is at work."""
+    path = workspace.root / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield _locked(handle)
+    finally:
+        os.close(handle)
+
+
 def _environment(recipe: SinksRecipe) -> dict[str, str]:
     """The run's, but the hub may be reached if a sink is for it, and MLflow sends no telemetry."""
     changed = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}

@@ -160,7 +160,7 @@ class MlflowSink:
         else:
             source = f"gristmill:{checkpoint.location}"
         tags = {_CHECKPOINT: checkpoint.digest, _TURN: str(event.turn), _RUN: run.key}
-        tags |= {f"gristmill.{one.ref.kind}": one.ref.digest for one in event.inputs}
+        tags |= {f"gristmill.from_{one.ref.kind}": one.ref.digest for one in event.inputs}
         what = "the base policy" if event.turn == 0 else f"turn {event.turn} of {run.name}"
         self.client.create_model_version(name, source, turn, tags=tags, description=f"{checkpoint}, {what}")
 
