@@ -1,52 +1,32 @@
 """`gristmill compare A B`: two policies, paired on the tasks that both attempted.
 
-A side is rollout files (a file, folder or glob), or a policy of a workspace: `base`, `champion`, a checkpoint or an
-evaluation by the first characters of its digest. Tasks of files are the same if agent and prompt are equal, and also
-task index where the prompts alone do not tell tasks apart; those of one side only are left out and counted.
+A side is rollout files (a file, folder or glob), a policy of a workspace by any of its names (gristmill/names.py), or
+an evaluation. Policies are compared on evaluations that were made under equal conditions; with a recipe, what was not
+evaluated yet is. What differs in tasks is refused, in seeds or samples said.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from gristmill.artifact import ArtifactRef
 from gristmill.comparison import Comparison, Guard, compare, guards
-from gristmill.errors import InputError, UsageError
-from gristmill.evaluation import Evaluation, Scored, evaluate, read_evaluation
-from gristmill.identity import digest
+from gristmill.errors import UsageError
+from gristmill.evaluate_command import Figures, figures
+from gristmill.evaluation import Evaluation, read_evaluation
+from gristmill.file_evaluation import is_files, of_files
+from gristmill.power import needed
 from gristmill.recipe import PromoteRecipe
-from gristmill.statistics import Estimate, bootstrap_difference
+from gristmill.statistics import Estimate, Ratio, bootstrap_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gristmill.store import Store
     from gristmill.workspace import Workspace
-
-_Task = tuple[str | None, int | None, str | None]
-"""Agent, task index, prompt."""
-
-
-class Side(BaseModel):
-    """One of the two."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    tasks: int
-    """Tasks with a usable rollout, shared or not."""
-    mean_reward: Estimate
-    pass_at: dict[int, Estimate]
-    truncated_share: float
-    mean_answer_chars: float
-    distinct_answers: float
-    """Distinct answers of a task over its samples."""
 
 
 class Compared(BaseModel):
@@ -54,8 +34,8 @@ class Compared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    a: Side
-    b: Side
+    a: Figures
+    b: Figures
     tasks: int
     """Tasks that both attempted; all figures are over these."""
     confidence: float
@@ -66,6 +46,10 @@ class Compared(BaseModel):
     better: bool
     """The analytic interval lies above zero."""
     guards: tuple[Guard, ...]
+    needed_tasks: int | None
+    """Where no difference is shown: tasks in all that would show this one, if it is what it seems."""
+    needed_samples: int | None
+    """The same in samples of each side a task, on these tasks; null if no number of them would."""
 
 
 def compare_sides(
@@ -82,162 +66,100 @@ def compare_sides(
         UsageError: a side is neither, a policy was never evaluated, or the two have no task in common.
         InputError: as ingest.
     """
-    paths = [_is_files(side) for side in (a, b)]
+    paths = [is_files(side) or (Path(side).is_dir() and not _is_model(side)) for side in (a, b)]
     if all(paths):
-        with tempfile.TemporaryDirectory(prefix="gristmill-compare-") as folder:
-            one, other, tasks = _of_files(a, b, Path(folder), confidence, solved_at)
-    elif any(paths):
+        (one, of_a), (other, of_b) = of_files([a, b], confidence=confidence, solved_at=solved_at)
+        return _compared(figures(a, one, tasks=of_a), figures(b, other, tasks=of_b), one, other, confidence)
+    if any(paths):
         raise UsageError(f"{a} and {b} are not of one kind; compare two policies of a workspace, or two rollout files")
-    else:
-        if workspace is None:
-            raise UsageError(f"no such file: {a}; for policies name their workspace with -w")
-        one, other = (_of_policy(workspace, name) for name in (a, b))
-        tasks = (len(one.rewards), len(other.rewards))
+    if workspace is None:
+        raise UsageError(f"no such file: {a}; for policies name their workspace with -w")
+    return compare_evaluations(workspace, *_like(workspace, a, b), names=(a, b), confidence=confidence)
+
+
+def compare_evaluations(
+    workspace: Workspace, a: ArtifactRef, b: ArtifactRef, *, names: tuple[str, str], confidence: float
+) -> Compared:
+    """Compare two evaluations of a store."""
+    one, other = (read_evaluation(workspace.store, ref) for ref in (a, b))
+    ours, theirs = (
+        figures(name, found, policy=found.policy, evaluation=ref)
+        for name, found, ref in zip(names, (one, other), (a, b), strict=True)
+    )
+    return _compared(ours, theirs, one, other, confidence)
+
+
+def _compared(a: Figures, b: Figures, one: Evaluation, other: Evaluation, confidence: float) -> Compared:
     found = compare(other, one, confidence)
+    better = found.lift.low is not None and found.lift.low > 0
+    worse = found.lift.high is not None and found.lift.high < 0
+    first, second = (one, other) if found.lift.mean < 0 else (other, one)
+    more = needed(first.rewards, second.rewards, min_effect=0, confidence=confidence)
     return Compared(
-        a=_side(a, one, tasks[0]),
-        b=_side(b, other, tasks[1]),
+        a=a,
+        b=b,
         tasks=found.lift.tasks,
         confidence=confidence,
         solved_at=one.solved_at,
         difference=found,
         bootstrap=bootstrap_difference(other.rewards, one.rewards, confidence),
-        better=found.lift.low is not None and found.lift.low > 0,
+        better=better,
         guards=guards(found, PromoteRecipe()),
-    )
-
-
-def _side(name: str, found: Evaluation, tasks: int) -> Side:
-    return Side(
-        name=name,
-        tasks=tasks,
-        mean_reward=found.estimate,
-        pass_at=found.pass_at,
-        truncated_share=found.truncated_share,
-        mean_answer_chars=found.mean_answer_chars,
-        distinct_answers=found.distinct_answers,
-    )
-
-
-# ---- rollout files
-
-
-def _is_files(name: str) -> bool:
-    return Path(name).exists() or any(mark in name for mark in "*?[") or name.endswith((".jsonl", ".gz", ".zst"))
-
-
-class _Read(NamedTuple):
-    rollouts: dict[_Task, list[Scored]]
-    rows: dict[_Task, int]
-    """Rows a task has, failed ones too."""
-
-
-def _of_files(
-    a: str, b: str, folder: Path, confidence: float, solved_at: float | None
-) -> tuple[Evaluation, Evaluation, tuple[int, int]]:
-    from gristmill.scale import scale
-
-    one, other = (_read(name, folder / str(number)) for number, name in enumerate((a, b)))
-    if not _needs_index(one) and not _needs_index(other):
-        one, other = _without_index(one), _without_index(other)
-    shared = sorted(one.rollouts.keys() & other.rollouts.keys(), key=repr)
-    if not shared:
-        raise UsageError(
-            f"{a} ({len(one.rollouts)} tasks) and {b} ({len(other.rollouts)} tasks) have no task in common: no agent, "
-            "task index and prompt are the same in both; compare rollouts of the same tasks"
-        )
-    if solved_at is None:
-        rewards = {r.reward for side in (one, other) for task in shared for r in side.rollouts[task]}
-        solved_at = scale(min(rewards), max(rewards), rewards <= {0.0, 1.0}).solved_at
-    tasks = ArtifactRef(kind="tasks", digest=digest([list(task) for task in shared]))
-    found = [
-        evaluate(
-            ArtifactRef(kind="rollouts", digest=digest([name, number])),
-            tasks,
-            [{"task_type": agent} for agent, _, _ in shared],
-            [r._replace(task_index=at) for at, task in enumerate(shared) for r in side.rollouts[task]],
-            samples=max(side.rows[task] for task in shared),
-            confidence=confidence,
-            solved_at=solved_at,
-        )
-        for number, (name, side) in enumerate(((a, one), (b, other)))
-    ]
-    return found[0], found[1], (len(one.rollouts), len(other.rollouts))
-
-
-def _read(name: str, folder: Path) -> _Read:
-    import pyarrow.parquet as pq
-
-    from gristmill.ingest import ingest
-
-    result = ingest([name], folder, copy=False)
-    rollouts: dict[_Task, list[Scored]] = defaultdict(list)
-    rows: dict[_Task, int] = defaultdict(int)
-    wanted = [*Scored._fields, "agent", "prompt_key", "task_key", "drop_reason"]
-    for part in result.tables:
-        for row in pq.ParquetFile(part).read(columns=wanted).to_pylist():
-            if row["task_key"] is None:
-                continue
-            task = row["agent"], row["task_index"], row["prompt_key"]
-            rows[task] += 1
-            if row["drop_reason"] is None:
-                rollouts[task].append(Scored(**{field: row[field] for field in Scored._fields}))
-    if not rollouts:
-        raise InputError(f"{name} has no usable rollout of a known task; `gristmill inspect {name}` says why")
-    return _Read(rollouts, rows)
-
-
-def _needs_index(read: _Read) -> bool:
-    """Whether prompts alone cannot tell tasks apart: two indices share one, as where the task is in the environment."""
-    prompts = {(agent, prompt) for agent, _, prompt in read.rollouts}
-    return len(prompts) < len(read.rollouts) or any(prompt is None for _, prompt in prompts)
-
-
-def _without_index(read: _Read) -> _Read:
-    """Tasks by agent and prompt: their indices depend on what else the file had."""
-    return _Read(
-        {(agent, None, prompt): values for (agent, _, prompt), values in read.rollouts.items()},
-        {(agent, None, prompt): count for (agent, _, prompt), count in read.rows.items()},
+        needed_tasks=None if better or worse else more.tasks,
+        needed_samples=None if better or worse else more.samples,
     )
 
 
 # ---- policies of a workspace
 
 
-def _of_policy(workspace: Workspace, name: str) -> Evaluation:
-    store = workspace.store
-    if name == "champion":
-        from gristmill.champions import champions
-
-        line = champions(workspace)
-        if not line:
-            raise UsageError(f"there is no champion in {workspace.root}: nothing has been promoted yet")
-        return _evaluation_of(store, line[-1].checkpoint.digest, name)
-    if name == "base":
-        bases = {ref.digest for ref in store.refs() if ref.kind == "checkpoint" and not store.manifest(ref).parents}
-        if len(bases) != 1:
-            raise UsageError(f"{workspace.root} has {len(bases)} base models; name one by its digest")
-        return _evaluation_of(store, bases.pop(), name)
-    return _evaluation_of(store, name.rpartition(":")[2], name)
+def _is_model(name: str) -> bool:
+    return (Path(name) / "config.json").is_file()
 
 
-def _evaluation_of(store: Store, prefix: str, name: str) -> Evaluation:
-    refs = [ref for ref in store.refs() if ref.kind == "evaluation"]
-    exact = [ref for ref in refs if len(prefix) >= 6 and ref.digest.startswith(prefix)]
-    found = [read_evaluation(store, ref) for ref in exact or refs]
-    if not exact:
-        found = [one for one in found if len(prefix) >= 6 and one.policy.digest.startswith(prefix)]
-    if not found:
+def _like(workspace: Workspace, a: str, b: str) -> tuple[ArtifactRef, ArtifactRef]:
+    """An evaluation of each, as like in conditions as there are: the same tasks, then seeds and samples, then the most
+    rollouts."""
+    of_a, of_b = (_evaluations(workspace, name) for name in (a, b))
+    pairs = [(x, y) for x in of_a for y in of_b if x[1].tasks == y[1].tasks]
+    if not pairs:
         raise UsageError(
-            f"{name} is no evaluated policy of this workspace; give base, champion, or at least six characters of the "
-            "digest of a checkpoint or an evaluation"
+            f"{a} was evaluated on {_tasks(of_a)} and {b} on {_tasks(of_b)}, which are other tasks; "
+            f"`gristmill compare {a} {b} --recipe RECIPE` evaluates both on the same"
         )
-    policies = {one.policy.digest for one in found}
-    if len(policies) > 1:
-        raise UsageError(f"{name} is ambiguous: {', '.join(sorted(p[:12] for p in policies))}; give more characters")
-    if len({one.tasks for one in found}) > 1:
-        raise UsageError(f"{name} was evaluated on several task sets; name one of its evaluations instead")
-    return found[-1]
+
+    def rank(pair: tuple[tuple[ArtifactRef, Evaluation], tuple[ArtifactRef, Evaluation]]) -> tuple[bool, int, str]:
+        (x, one), (y, other) = pair
+        return one.collected == other.collected, one.expected + other.expected, f"{x} {y}"
+
+    (first, _), (second, _) = max(pairs, key=rank)
+    return first, second
+
+
+def _evaluations(workspace: Workspace, name: str) -> list[tuple[ArtifactRef, Evaluation]]:
+    """Those of a policy, or the one that is named.
+
+    Raises:
+        UsageError: the name means nothing, or a policy that was never evaluated.
+    """
+    from gristmill.names import resolve
+
+    found = resolve(workspace, name)
+    store = workspace.store
+    if found.kind == "evaluation":
+        return [(found, read_evaluation(store, found))]
+    refs = sorted(
+        (ref for ref in store.refs() if ref.kind == "evaluation" and found in store.manifest(ref).parents), key=str
+    )
+    if not refs:
+        what = "was not evaluated yet" if found.kind == "checkpoint" else f"is {found}, and no policy"
+        raise UsageError(f"{name} {what}; `gristmill evaluate RECIPE {name}` evaluates a policy")
+    return [(ref, read_evaluation(store, ref)) for ref in refs]
+
+
+def _tasks(found: list[tuple[ArtifactRef, Evaluation]]) -> str:
+    sets = {one.tasks.digest[:8]: len(one.failures.by_task) for _, one in found}
+    return " and ".join(f"{count} tasks ({digest})" for digest, count in sorted(sets.items()))
 
 
 # ---- for people
@@ -256,12 +178,19 @@ def show(found: Compared, console: Console) -> None:
     if lift.low is None or lift.high is None:
         console.print("\none task allows no interval: compare on more tasks")
         return
+    for remark in found.difference.remarks:
+        console.print(f"[yellow]note[/]: {escape(remark)}")
     verdict = "B is better" if found.better else "A is better" if lift.high < 0 else "no difference is shown"
     console.print(
         f"\n[bold]{verdict}[/]: {lift.mean:+.3f}, {found.confidence:.0%} interval "
         f"{escape(_interval(lift))} over {lift.tasks} tasks"
         + (f"; by bootstrap {escape(_ends(*found.bootstrap))}" if found.bootstrap else "")
     )
+    if found.needed_tasks is not None:
+        by_samples = (
+            f"or {found.needed_samples:,} samples a task" if found.needed_samples else "more samples of these would not"
+        )
+        console.print(f"if it is what it seems, {found.needed_tasks:,} tasks would show it, {by_samples}")
     for guard in found.guards:
         if not guard.passed:
             console.print(f"[yellow]guard {escape(guard.name)}[/]: {escape(guard.evidence)}")
@@ -301,19 +230,32 @@ def _table(found: Compared) -> Table:
     if len(both.categories) > 1:
         for category in both.categories:
             add(f"  {category.name}", "", "", f"{category.estimate.mean:+.3f}", _interval(category.estimate))
-    add("characters", f"{one.mean_answer_chars:.0f}", f"{other.mean_answer_chars:.0f}", _ratio(both.length_ratio))
-    add("cut", f"{one.truncated_share:.1%}", f"{other.truncated_share:.1%}", "")
-    add(
-        "distinct answers",
-        f"{one.distinct_answers:.0%}",
-        f"{other.distinct_answers:.0%}",
-        _ratio(both.diversity_ratio),
-    )
+    for what, a, b, ratio in (
+        ("characters", one.chars, other.chars, both.chars),
+        ("tokens", one.tokens, other.tokens, both.tokens),
+    ):
+        if a is not None and b is not None:
+            add(what, f"{a.mean:.0f}", f"{b.mean:.0f}", _ratio(ratio), _ratio_ends(ratio))
+    rise = both.failure_rise
+    ends = "" if rise.low is None else f"[{rise.low:+.1%}, {rise.high:+.1%}]"
+    add("missing or cut", f"{one.failures.mean:.1%}", f"{other.failures.mean:.1%}", f"{rise.mean:+.1%}", ends)
+    if one.diversity is not None and other.diversity is not None:
+        add(
+            "unsolved answers differ",
+            f"{one.diversity.mean:.0%}",
+            f"{other.diversity.mean:.0%}",
+            _ratio(both.diversity),
+            _ratio_ends(both.diversity),
+        )
     return table
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"× {value:.2f}"
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"× {ratio.value:.2f}"
+
+
+def _ratio_ends(ratio: Ratio | None) -> str:
+    return "" if ratio is None or ratio.low is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _interval(estimate: Estimate) -> str:
@@ -327,11 +269,15 @@ def _ends(low: float, high: float) -> str:
 def run(
     a: str, b: str, *, workspace: Path, confidence: float, solved_at: float | None, json: bool, console: Console
 ) -> None:
-    """The command: compare and print."""
+    """The command without a recipe: compare and print."""
     from gristmill.workspace import Workspace
 
-    place = Workspace(workspace) if workspace.is_dir() else None
-    found = compare_sides(a, b, workspace=place, confidence=confidence, solved_at=solved_at)
+    place = Workspace.found(workspace)
+    tell(compare_sides(a, b, workspace=place, confidence=confidence, solved_at=solved_at), json=json, console=console)
+
+
+def tell(found: Compared, *, json: bool, console: Console) -> None:
+    """Print the comparison, for people or for programs."""
     if json:
         console.file.write(found.model_dump_json() + "\n")
     else:

@@ -6,12 +6,14 @@ higher mean reward: a policy may gain on average and lose a category, its spread
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel, ConfigDict
 
 from gristmill.errors import UsageError
-from gristmill.evaluation import Evaluation, attempts, lift, solved_in
+from gristmill.evaluation import Evaluation, Measure, attempts, lift, solved_in
 from gristmill.recipe import PromoteRecipe
-from gristmill.statistics import Estimate, paired_difference
+from gristmill.statistics import Estimate, Ratio, paired_difference, paired_ratio
 
 
 class Difference(BaseModel):
@@ -46,12 +48,17 @@ class Comparison(BaseModel):
     categories: tuple[Difference, ...]
     """Of the mean reward by task type. Their intervals hold together: each has the confidence that all need for it
     (Bonferroni)."""
-    length_ratio: float | None
+    chars: Ratio | None
     """Mean characters of an answer, challenger's over champion's; null if the champion's are empty."""
-    failure_rise: float
+    tokens: Ratio | None
+    """The same in tokens; null where rollouts do not count them."""
+    failure_rise: Estimate
     """Share of samples that are missing or cut, challenger's − champion's."""
-    diversity_ratio: float
-    """Distinct answers of a task over its samples, challenger's over champion's."""
+    diversity: Ratio | None
+    """Chance that two unsolved answers to a task differ, challenger's over champion's, on the tasks that leave both two
+    of them; null where there are none."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on what differs in how the two were collected, though their tasks are the same."""
 
 
 def compare(challenger: Evaluation, champion: Evaluation, confidence: float) -> Comparison:
@@ -92,51 +99,99 @@ def compare(challenger: Evaluation, champion: Evaluation, confidence: float) -> 
             )
             for name, tasks in shared.items()
         ),
-        length_ratio=challenger.mean_answer_chars / champion.mean_answer_chars if champion.mean_answer_chars else None,
-        failure_rise=_failures(challenger) - _failures(champion),
-        diversity_ratio=challenger.distinct_answers / champion.distinct_answers,
+        chars=_ratio(challenger.chars, champion.chars, confidence),
+        tokens=_ratio(challenger.tokens, champion.tokens, confidence),
+        failure_rise=paired_difference(
+            {task: [value] for task, value in challenger.failures.by_task.items()},
+            {task: [value] for task, value in champion.failures.by_task.items()},
+            confidence,
+        ),
+        diversity=_ratio(challenger.diversity, champion.diversity, confidence),
+        remarks=tuple(_remarks(challenger, champion)),
     )
 
 
 def guards(found: Comparison, recipe: PromoteRecipe) -> tuple[Guard, ...]:
-    """The conditions that the recipe sets, with what was measured."""
-    checked = []
+    """The conditions that the recipe sets, with what was measured.
+
+    Each fails only on what the evidence shows, the whole interval beyond what is allowed: chance alone refuses few.
+    """
+    return tuple(_guards(found, recipe))
+
+
+def _guards(found: Comparison, recipe: PromoteRecipe) -> Iterator[Guard]:
     if recipe.max_pass_drop is not None and found.pass_at:
         k = max(found.pass_at)
-        checked.append(_no_drop(f"pass@{k}", found.pass_at[k], recipe.max_pass_drop, "promote.max_pass_drop"))
+        yield _no_drop(f"pass@{k}", found.pass_at[k], recipe.max_pass_drop, "promote.max_pass_drop")
     if recipe.max_category_drop is not None:
         for one in found.categories:
-            checked.append(
-                _no_drop(f"category {one.name}", one.estimate, recipe.max_category_drop, "promote.max_category_drop")
-            )
-    if recipe.max_length_ratio is not None and found.length_ratio is not None:
-        checked.append(
-            Guard(
-                name="length",
-                passed=found.length_ratio <= recipe.max_length_ratio,
-                evidence=f"answers are {found.length_ratio:.2f} times as long, at most {recipe.max_length_ratio:g} "
-                "(promote.max_length_ratio)",
-            )
-        )
+            yield _no_drop(f"category {one.name}", one.estimate, recipe.max_category_drop, "promote.max_category_drop")
+    if recipe.max_length_ratio is not None:
+        most, setting = recipe.max_length_ratio, "promote.max_length_ratio"
+        for ratio, unit in ((found.chars, "characters"), (found.tokens, "tokens")):
+            if ratio is not None:
+                yield Guard(
+                    name=f"length in {unit}",
+                    passed=ratio.low is None or ratio.low <= most,
+                    evidence=f"answers are {_times(ratio)} as long in {unit}, at most {most:g} ({setting})",
+                )
     if recipe.max_failure_rise is not None:
-        checked.append(
-            Guard(
-                name="failures",
-                passed=found.failure_rise <= recipe.max_failure_rise,
-                evidence=f"missing or cut samples {found.failure_rise:+.1%}, at most {recipe.max_failure_rise:+.1%} "
-                "(promote.max_failure_rise)",
-            )
+        rise, allowed = found.failure_rise, recipe.max_failure_rise
+        interval = "no interval" if rise.low is None else f"interval {rise.low:+.1%} to {rise.high:+.1%}"
+        yield Guard(
+            name="failures",
+            passed=rise.low is None or rise.low <= allowed,
+            evidence=f"missing or cut samples {rise.mean:+.1%} ({interval}), at most {allowed:+.1%} "
+            "(promote.max_failure_rise)",
         )
-    if recipe.min_diversity is not None:
-        checked.append(
-            Guard(
-                name="diversity",
-                passed=found.diversity_ratio >= recipe.min_diversity,
-                evidence=f"{found.diversity_ratio:.2f} times as many distinct answers, at least "
-                f"{recipe.min_diversity:g} (promote.min_diversity)",
-            )
+    if recipe.min_diversity is not None and found.diversity is not None:
+        high = found.diversity.high
+        yield Guard(
+            name="diversity",
+            passed=high is None or high >= recipe.min_diversity,
+            evidence=f"two unsolved answers to a task differ {_times(found.diversity)} as often, at least "
+            f"{recipe.min_diversity:g} (promote.min_diversity)",
         )
-    return tuple(checked)
+
+
+def _ratio(challenger: Measure | None, champion: Measure | None, confidence: float) -> Ratio | None:
+    if challenger is None or champion is None:
+        return None
+    return paired_ratio(challenger.by_task, champion.by_task, confidence)
+
+
+def _times(ratio: Ratio) -> str:
+    interval = "no interval" if ratio.low is None else f"interval {ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.value:.2f} times ({interval})"
+
+
+def _remarks(challenger: Evaluation, champion: Evaluation) -> Iterator[str]:
+    ours, theirs = challenger.collected, champion.collected
+    if not ours or not theirs:
+        return
+    k, other = (sum(one.samples for one in side) for side in (ours, theirs))
+    if k != other:
+        yield f"they have {k} and {other} samples a task: pass@k is compared up to {min(k, other)}"
+    if [one.seed for one in ours] != [one.seed for one in theirs] and k == other:
+        yield (
+            f"they were sampled with different seeds ({_seeds(challenger)} and {_seeds(champion)}), which adds no bias "
+            "and may widen the interval"
+        )
+    differing = sorted(
+        {
+            name
+            for one, two in zip(ours, theirs, strict=False)
+            for name in one.sampling.keys() | two.sampling.keys()
+            if one.sampling.get(name) != two.sampling.get(name)
+        }
+    )
+    for name in differing:
+        one, two = ours[0].sampling.get(name), theirs[0].sampling.get(name)
+        yield f"they were sampled differently: {name} is {one} and {two}, so the policies are not all that differs"
+
+
+def _seeds(side: Evaluation) -> str:
+    return ", ".join(str(one.seed) for one in side.collected)
 
 
 def _no_drop(name: str, difference: Estimate, most: float, setting: str) -> Guard:
@@ -147,9 +202,3 @@ def _no_drop(name: str, difference: Estimate, most: float, setting: str) -> Guar
         passed=difference.high is None or difference.high >= -most,
         evidence=f"{difference.mean:+.3f} ({interval}), a drop of at most {most:g} ({setting})",
     )
-
-
-def _failures(one: Evaluation) -> float:
-    """Share of the samples asked for that are missing or cut at the length limit."""
-    came = one.expected - one.missing
-    return (one.missing + one.truncated_share * came) / one.expected

@@ -12,6 +12,9 @@ with probability `power` it detects
 
     δ = (t(1 − α/2) + t(power)) · √variance,   n − 1 degrees of freedom.
 
+Of a comparison that was made and settled nothing, `needed` says how large it must be to settle it, if the lift and the
+two variances are what they seem: where the interval's expected lower end meets the least effect, which is `power` = 0.5.
+
 Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, §3.1 (resampling), §4.2 (pairing), §5 (power).
 tests/test_power.py checks it against simulated gates.
 """
@@ -40,6 +43,16 @@ class Variance(BaseModel):
     within: float = Field(description="σ²: variance of rewards within a task, mean over the two policies.")
     difference: float = Field(description="ω²: variance over tasks of the true difference.")
     source: str = Field(description="What it was measured on, or assumed from.")
+
+
+class Needed(NamedTuple):
+    """What would settle an inconclusive comparison: either of the two, in all (not in addition)."""
+
+    tasks: int | None
+    """Held-out tasks, at the same samples; None if the lift that was seen is not above the least effect."""
+    samples: int | None
+    """Rollouts of each policy a task, on the same tasks; None also where no number of them would do, or where one
+    sample a task does not tell chance from difference."""
 
 
 class Spread(NamedTuple):
@@ -121,6 +134,53 @@ def detectable(
 
     quantiles = float(stdtrit(tasks - 1, 0.5 + confidence / 2)) + float(stdtrit(tasks - 1, power))
     return quantiles * standard_error(variance, tasks, samples)
+
+
+def samples_needed(
+    variance: Variance, lift: float, tasks: int, *, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """The fewest rollouts a task with which `lift` is detected on `tasks` tasks; None where no number suffices.
+
+    Raises:
+        ValueError: `lift` is not above 0.
+    """
+    if lift <= 0:
+        raise ValueError(f"a lift to detect is above 0, found {lift}")
+    bound = detectable(variance, tasks, math.inf, confidence=confidence, power=power)
+    if bound is None or bound >= lift:
+        return None
+    one = detectable(variance, tasks, 1, confidence=confidence, power=power)
+    assert one is not None
+    # both squared are linear in 1 / samples
+    return max(1, math.ceil((one * one - bound * bound) / (lift * lift - bound * bound) - 1e-9))
+
+
+def needed(
+    challenger: Mapping[str, Sequence[float]],
+    champion: Mapping[str, Sequence[float]],
+    *,
+    min_effect: float,
+    confidence: float,
+) -> Needed:
+    """What would bring the lower end of the paired interval above `min_effect`, if all is as it seems.
+
+    Both are more than what there was: chance that was kind or unkind to the variances is no reason to ask for less.
+    """
+    common = sorted(challenger.keys() & champion.keys())
+    gaps = np.array([np.mean(challenger[key]) - np.mean(champion[key]) for key in common])
+    n = len(common)
+    beyond = float(gaps.mean()) - min_effect if n else 0.0
+    if n < 2 or beyond <= 0:
+        return Needed(None, None)
+    each = 2 * n / sum(1 / len(challenger[key]) + 1 / len(champion[key]) for key in common)
+    found = of_two(challenger, champion, "this comparison")
+    whole = found or Variance(within=0, difference=float(gaps.var(ddof=1)), source="one sample a task")
+    tasks = tasks_needed(whole, beyond, each, confidence=confidence, power=0.5)
+    samples = None if found is None else samples_needed(found, beyond, n, confidence=confidence, power=0.5)
+    return Needed(
+        None if tasks is None else max(tasks, n + 1),
+        None if samples is None else max(samples, math.floor(each) + 1),
+    )
 
 
 def tasks_needed(

@@ -5,11 +5,13 @@ means as observations, the mean and its standard error are those of a cluster sa
 policies on the same tasks is taken task by task, which removes the variance between tasks.
 
 Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640: §2.2 (clustered standard errors) and §4.2
-(paired differences). Intervals use Student's t with (tasks − 1) degrees of freedom.
+(paired differences). Intervals use Student's t with (tasks − 1) degrees of freedom; those of a ratio of two paired means
+are Fieller's: Fieller 1954, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16(2).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,6 +29,17 @@ class Estimate(BaseModel):
     standard_error: float | None
     tasks: int
     samples: int
+
+
+class Ratio(BaseModel):
+    """A ratio of two paired means. `low` and `high` are None where the tasks bound it on no side."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float | None
+    high: float | None
+    tasks: int
 
 
 def mean_reward(rewards: Mapping[str, Sequence[float]], confidence: float = 0.95) -> Estimate:
@@ -63,6 +76,34 @@ def paired_difference(
     differences = np.array([np.mean(challenger[k]) - np.mean(champion[k]) for k in common])
     samples = sum(len(challenger[k]) + len(champion[k]) for k in common)
     return _interval(differences, samples, confidence)
+
+
+def paired_ratio(
+    challenger: Mapping[str, float], champion: Mapping[str, float], confidence: float = 0.95
+) -> Ratio | None:
+    """Mean of the challenger's values over that of the champion's, over the tasks that both have.
+
+    The interval holds every ratio r that the tasks do not refute, those for which mean(challenger − r · champion) does
+    not differ from 0 by the paired t test: Fieller's theorem. Values are 0 or more.
+
+    Returns:
+        None if they share no task, or the champion's mean is 0.
+    """
+    common = sorted(challenger.keys() & champion.keys())
+    ours, theirs = (np.array([side[key] for key in common], np.float64) for side in (challenger, champion))
+    if not common or theirs.mean() == 0:
+        return None
+    n, a, b = len(common), float(ours.mean()), float(theirs.mean())
+    if n < 2:
+        return Ratio(value=a / b, low=None, high=None, tasks=n)
+    from scipy.special import stdtrit
+
+    covariance = np.cov(ours, theirs) / n * float(stdtrit(n - 1, 0.5 + confidence / 2)) ** 2
+    square, middle, rest = b * b - covariance[1, 1], a * b - covariance[0, 1], a * a - covariance[0, 0]
+    if square <= 0:  # the champion's mean may be 0: no ratio is refuted on at least one side
+        return Ratio(value=a / b, low=None, high=None, tasks=n)
+    width = math.sqrt(max(0.0, middle * middle - square * rest))
+    return Ratio(value=a / b, low=float((middle - width) / square), high=float((middle + width) / square), tasks=n)
 
 
 def bootstrap_difference(

@@ -5,21 +5,21 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from gristmill.artifact import ArtifactRef
-from gristmill.comparison import compare, guards
 from gristmill.evaluation import read_evaluation
-from gristmill.promotion import FILE, decide
+from gristmill.promotion import FILE, weigh
 from gristmill.recipe import PromoteRecipe
 from gristmill.workspace import Workspace
 from tasks.caching import step
 
 
-@step("promote", version="2")
-def decide_promotion(challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe) -> ArtifactRef:
+@step("promote", version="3")
+def decide_promotion(
+    challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe, look: int = 1
+) -> ArtifactRef:
     """Compare two evaluations on the same tasks; who becomes champion is the flow's doing."""
     store = Workspace.current().store
     ours, theirs = read_evaluation(store, challenger), read_evaluation(store, champion)
-    found = compare(ours, theirs, settings.confidence)
-    decision = decide(found.lift, settings, guards(found, settings))
+    found, decision = weigh(ours, theirs, settings, look)
     with store.draft("decision") as draft:
         draft.write_json(
             FILE,

@@ -13,7 +13,7 @@ from rich.console import Console
 from gristmill.artifact import ArtifactRef
 from gristmill.compare_command import compare_sides, run
 from gristmill.errors import InputError, UsageError
-from gristmill.evaluation import FILE, Scored, evaluate
+from gristmill.evaluation import FILE, Collected, Scored, evaluate
 from gristmill.model import POINTER
 from gristmill.workspace import Workspace
 from tests.rows import rollout, write
@@ -63,7 +63,7 @@ def test_a_failure_is_missing_and_not_a_zero(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.jsonl", rows([4, 4, 4])), write(tmp_path / "b.jsonl", made)
     found = sides(a, b)
     assert found.difference.lift.mean == 0
-    assert found.difference.failure_rise == pytest.approx(1 / 12)
+    assert found.difference.failure_rise.mean == pytest.approx(1 / 12)
 
 
 def test_the_scale_says_what_solved_means(tmp_path: Path) -> None:
@@ -109,25 +109,43 @@ def test_policies_of_a_workspace(tmp_path: Path) -> None:
 
     def policy(name: str) -> ArtifactRef:
         with store.draft("checkpoint") as draft:
-            draft.write_json(POINTER, {"model": name, "identity": name})
-            return draft.commit(stage="base", parents=[] if name == "base" else [tasks])
+            draft.write_json(POINTER if name == "base" else "model.json", {"model": name, "identity": name})
+            return draft.commit(stage="base" if name == "base" else "train", parents=[] if name == "base" else [tasks])
 
-    def measure(policy: ArtifactRef, wins: int) -> ArtifactRef:
+    def measure(policy: ArtifactRef, wins: int, seed: int = 0, tasks: ArtifactRef | None = None) -> ArtifactRef:
         rollouts = [Scored(i, float(n < wins), False, 3, f"{n}") for i in range(6) for n in range(4)]
-        found = evaluate(policy, tasks, [{}] * 6, rollouts, samples=4, confidence=0.95)
+        found = evaluate(
+            policy,
+            tasks or heldout,
+            [{}] * 6,
+            rollouts,
+            samples=4,
+            confidence=0.95,
+            collected=[Collected(samples=4, seed=seed, sampling={})],
+        )
         with store.draft("evaluation") as draft:
             draft.write_json(FILE, found)
             return draft.commit(stage="evaluate", parents=[policy])
 
     with store.draft("tasks") as draft:
         draft.write_json("tasks.json", [])
-        tasks = draft.commit(stage="tasks")
+        heldout = tasks = draft.commit(stage="tasks")
     base, trained = policy("base"), policy("trained")
     measure(base, 1)
     evaluation = measure(trained, 3)
     for name in (trained.digest[:8], str(trained), evaluation.digest[:10]):
         found = compare_sides("base", name, workspace=workspace, confidence=0.95, solved_at=None)
         assert found.difference.lift.mean == pytest.approx(0.5), name
-    for name, said in (("champion", "no champion"), ("abc", "no evaluated policy"), ("0" * 12, "no evaluated policy")):
+    measure(trained, 2, seed=9)
+    found = compare_sides("base", trained.digest, workspace=workspace, confidence=0.95, solved_at=None)
+    assert found.difference.lift.mean == pytest.approx(0.5), "of two evaluations, the one with equal seeds"
+    other = measure(trained, 2, tasks=ArtifactRef(kind="tasks", digest="3" * 64))
+    for name, said in (
+        ("champion", "no champion"),
+        ("abc", "means nothing"),
+        (tasks.digest, "is tasks:.*, and no policy"),
+        (other.digest, "other tasks; `gristmill compare base"),
+        (policy("third").digest, "was not evaluated yet; `gristmill evaluate RECIPE"),
+    ):
         with pytest.raises(UsageError, match=said):
             compare_sides("base", name, workspace=workspace, confidence=0.95, solved_at=None)

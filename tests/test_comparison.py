@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
 from gristmill.artifact import ArtifactRef
 from gristmill.comparison import compare, guards
 from gristmill.errors import UsageError
-from gristmill.evaluation import Evaluation, Scored, evaluate, solved_in
+from gristmill.evaluation import Collected, Evaluation, Scored, evaluate, solved_in
 from gristmill.recipe import PromoteRecipe
 
 POLICY = ArtifactRef(kind="checkpoint", digest="1" * 64)
@@ -25,12 +26,13 @@ def evaluation(
     cut: bool = False,
     answers: int = 4,
     missing: int = 0,
+    tokens: int | None = 7,
     solved_at: float = 1.0,
 ) -> Evaluation:
     """Task i has `wins[i]` solved samples; the first `missing` tasks lack their last sample."""
     rows = [{"task_type": types[i % len(types)]} for i in range(len(wins))]
     rollouts = [
-        Scored(i, float(n < won), cut, chars, f"answer {n % answers}", 7)
+        Scored(i, float(n < won), cut, chars, f"answer {n % answers}", tokens)
         for i, won in enumerate(wins)
         for n in range(samples - (i < missing))
     ]
@@ -59,7 +61,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solved_sample() -> None:
 def test_what_an_evaluation_says() -> None:
     assert set(BASE.pass_at) == {1, 2, 4}
     assert BASE.success_rate.mean == pytest.approx(1.5 / 4) and BASE.pass_at[4].mean == pytest.approx(0.75)
-    assert BASE.mean_output_tokens == 7 and BASE.distinct_answers == 1
+    assert BASE.tokens is not None and BASE.tokens.estimate.mean == 7
+    assert BASE.diversity is not None and BASE.diversity.estimate.mean == 1
+    assert BASE.failures.estimate.mean == 0 and BASE.chars.by_task["3"] == 10
     assert set(evaluation([1, 1, 1], samples=3).pass_at) == {1, 2, 3}
     assert set(evaluation([1, 1, 1], samples=3, missing=1).pass_at) == {1, 2}, "one task has two samples"
 
@@ -91,14 +95,51 @@ def test_a_category_may_not_drop() -> None:
 
 def test_length_failures_and_diversity() -> None:
     wins = [1, 2, 3, 4] * 5
-    assert failed(evaluation(wins, chars=21)) == ["length"]
+    assert failed(evaluation(wins, chars=21)) == ["length in characters"]
     assert failed(evaluation(wins, chars=20)) == []
+    assert failed(evaluation(wins, tokens=15)) == ["length in tokens"]
+    assert failed(evaluation(wins, tokens=None)) == []
     assert failed(evaluation(wins, cut=True)) == ["failures"]
     assert failed(evaluation(wins, missing=20)) == ["failures"]
-    assert failed(evaluation(wins, answers=1), min_diversity=0.3) == ["diversity"]
+    assert failed(evaluation(wins, answers=1)) == ["diversity"]
     assert failed(evaluation(wins, answers=1, chars=90, cut=True), min_diversity=None, max_length_ratio=None) == [
         "failures"
     ]
+
+
+def test_a_policy_that_solves_everything_is_not_too_little_diverse() -> None:
+    """One right answer eight times out of eight is a success, and no collapse."""
+    champion = evaluation([1, 2] * 10, samples=8, answers=8)
+    assert failed(evaluation([8] * 20, samples=8, answers=1), champion) == []
+    assert failed(evaluation([7] * 20, samples=8, answers=1), champion) == []
+    assert failed(evaluation([5] * 20, samples=8, answers=1), champion) == ["diversity"]
+
+
+def test_chance_alone_fails_no_guard() -> None:
+    """Two tasks of twenty have very long answers: the ratio of means is above 2, and shows nothing."""
+    plain, long = evaluation([1, 2] * 10), evaluation([2, 3] * 10)
+    assert long.chars is not None
+    by_task = {task: 200.0 if task in "01" else 1.0 for task in long.chars.by_task}
+    assert sum(by_task.values()) / sum(plain.chars.by_task.values()) > 2
+    noisy = long.model_copy(update={"chars": long.chars.model_copy(update={"by_task": by_task})})
+    assert failed(noisy, plain) == []
+    twice = long.model_copy(update={"chars": long.chars.model_copy(update={"by_task": dict.fromkeys(by_task, 21.0)})})
+    assert failed(twice, plain) == ["length in characters"]
+
+
+def test_what_differs_in_the_collections_is_said() -> None:
+    first = Collected(samples=4, seed=0, sampling={"temperature": 1.0})
+    one = BASE.model_copy(update={"collected": (first,)})
+
+    def remarks(**changes: Any) -> str:
+        other = BASE.model_copy(update={"collected": (first.model_copy(update=changes),)})
+        return "; ".join(compare(other, one, 0.95).remarks)
+
+    assert remarks() == ""
+    assert remarks(seed=7).startswith("they were sampled with different seeds (7 and 0)")
+    assert remarks(samples=8) == "they have 8 and 4 samples a task: pass@k is compared up to 4"
+    assert "temperature is 0.5 and 1.0" in remarks(sampling={"temperature": 0.5})
+    assert compare(BASE, one, 0.95).remarks == (), "of files nothing is known"
 
 
 def test_two_meanings_of_solved_are_not_compared() -> None:
