@@ -25,7 +25,12 @@ OnStep = Callable[[int, int, float], None]
 """Called with (step, steps in all, loss)."""
 
 _BUILT_IN = {
+    "axolotl": "gristmill.trainers.axolotl:AXOLOTL",
+    "llamafactory": "gristmill.trainers.llamafactory:LLAMAFACTORY",
+    "nemo-rl": "gristmill.trainers.nemo_rl:NEMO_RL",
+    "openrlhf": "gristmill.trainers.openrlhf:OPENRLHF",
     "trl": "gristmill.trl.trainer:TRL",
+    "verl": "gristmill.trainers.verl:VERL",
 }
 
 

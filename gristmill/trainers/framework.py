@@ -342,6 +342,18 @@ def on_cpu(settings: TrainRecipe) -> bool:
     return settings.launch.launcher == "local" and not settings.launch.gpus and devices() == 0
 
 
+def rendezvous(settings: TrainRecipe, share: rows.Share) -> str:
+    """Arguments of torchrun, as shell text: this machine alone, or all of a job's (gristmill/launch/slurm.py)."""
+    nodes = settings.launch.nodes
+    each = f"--nproc_per_node={share.processes // nodes}"
+    if nodes == 1:
+        return f"--standalone --nnodes=1 {each}"
+    return (
+        f"--nnodes={nodes} {each} --rdzv_backend=c10d --rdzv_id=$GRISTMILL_PORT "
+        "--rdzv_endpoint=$GRISTMILL_HEAD:$GRISTMILL_PORT"
+    )
+
+
 def overlay(path: Path, values: dict[str, Any]) -> None:
     """Replace top-level fields of a rendered YAML file; None takes one out. What is not there goes to the end."""
     found = yaml.safe_load(path.read_text(encoding="utf-8")) | values

@@ -69,6 +69,32 @@ class LogLines:
         return step
 
 
+class EpochLines(LogLines):
+    """As `LogLines`, where steps are counted within an epoch (group `epoch`), or in parts of a step.
+
+    Args:
+        epochs: of the whole training.
+        first: number of the first epoch.
+        each: how many counts make an optimiser step.
+    """
+
+    def __init__(self, *patterns: str, epochs: int, first: int = 1, each: int = 1) -> None:
+        super().__init__(*patterns)
+        self.epochs, self.epoch, self.first, self.each = epochs, first, first, each
+
+    def __call__(self, line: str) -> Step | None:
+        for pattern in self.patterns:
+            if "epoch" in pattern.groupindex and (match := pattern.search(line)):
+                self.epoch = int(match["epoch"])
+        step = super().__call__(line)
+        if step is None:
+            return None
+        counted = (self.epoch - self.first) * step.of + step.number
+        if counted % self.each:
+            return None
+        return Step(counted // self.each, self.epochs * step.of // self.each, step.loss)
+
+
 class Tail:
     """Whole lines of a growing file, each once. A carriage return ends a line, as progress bars have it."""
 
