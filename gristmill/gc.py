@@ -9,7 +9,8 @@ Kept are, each with everything that it was made of, all the way up:
 
 Swept are the other artifacts, children before parents and each by its manifest first, so that a kill at any moment
 leaves a smaller and whole store; result records that name what is gone; work folders that no unfinished run among
-those kept can go on with; damaged artifacts that the doctor set aside, once they were made again. A stage whose result was swept runs again when it is needed.
+those kept can go on with; damaged artifacts that the doctor set aside, once they were made again. A stage whose result
+was swept runs again when it is needed.
 """
 
 from __future__ import annotations

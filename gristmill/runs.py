@@ -29,7 +29,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from gristmill import progress
-from gristmill.errors import GateError, GristmillError, UsageError
+from gristmill.errors import GateError, GristmillError, UsageError, WorkspaceLost
 from gristmill.progress import Update
 from gristmill.recipe import Recipe
 from gristmill.refresh import Refresh, Refreshing, named
@@ -118,7 +118,8 @@ class Recording:
         line = {"run": self.number, "pid": os.getpid(), "since": since, "time": _now(), **update._asdict()}
         path = self.workspace.root / RUNNING
         # What it says matters to nobody but whoever looks: a full disk is the next stage's to report.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, WorkspaceLost):
+            self.workspace.require_lock()
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(orjson.dumps(line))
             temporary.replace(path)
@@ -182,6 +183,7 @@ def recorded(
         _recording.reset(token)
         # If the disk refuses this too, the run reads as killed, which loses nothing.
         with contextlib.suppress(OSError, GristmillError):
+            workspace.require_lock()
             workspace.append(RUNS, {"time": _now(), "run": number, "event": "end", "outcome": outcome, "error": words})
             (workspace.root / RUNNING).unlink(missing_ok=True)
 

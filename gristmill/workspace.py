@@ -5,6 +5,7 @@
     work/           unfinished collections and trainings, each under its own key; deleted when they finish
     reports/        the latest page of each recipe
     journal.jsonl   one line per production, fsynced: the truth about what finished
+    runs.jsonl      one line when a run begins and one when it ends (gristmill/runs.py)
     champions.jsonl who was promoted, when, on what evidence
     lock            held by `fcntl` while a run writes; the kernel frees it when its process dies
 
@@ -28,7 +29,7 @@ from typing import Any
 import orjson
 
 from gristmill.artifact import refuse_newer
-from gristmill.errors import StoreError, WorkspaceBusy
+from gristmill.errors import StoreError, WorkspaceBusy, WorkspaceLost
 from gristmill.remote.bucket import remote_url
 from gristmill.store import Store
 
@@ -49,6 +50,9 @@ class Workspace:
 
     is_remote = False
     """Whether `root` is only a mirror, of what is under the URL `location`."""
+
+    _lock: int | None = None
+    """The open lock file, while this object holds it."""
 
     def __new__(cls, root: Path | str) -> Workspace:
         if cls is Workspace and remote_url(root):
@@ -130,12 +134,34 @@ class Workspace:
                     f"workspace {self.root} is in use by process {holder}; "
                     "wait for it, or choose another with --workspace"
                 ) from None
+            self._lock = handle
+            self.require_lock()  # the folder may have been deleted between the two calls
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)
             self.store.sweep()
             yield
         finally:
+            self._lock = None
             os.close(handle)  # also frees the lock
+
+    def require_lock(self) -> None:
+        """See that the lock which this run took is still the workspace's; nothing to see where it took none.
+
+        Raises:
+            WorkspaceLost: the folder was deleted or replaced under the run, and another may work there now.
+        """
+        if self._lock is None:
+            return
+        try:
+            there = os.stat(self.root / "lock")
+        except OSError:
+            there = None
+        ours = os.fstat(self._lock)
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise WorkspaceLost(
+                f"workspace {self.root} was deleted or replaced while this run worked in it; the run stops here and "
+                "writes nothing more: run the command again to begin anew there"
+            )
 
     def page(self, recipe: str) -> Path:
         """Where the latest report of a recipe's runs lies, under a name that people can keep open."""
@@ -160,7 +186,8 @@ class Workspace:
 
     def file_names(self, folder: str) -> list[str]:
         """Names of the files below a folder, as `get_file` takes them, sorted."""
-        return sorted(path.relative_to(self.root).as_posix() for path in (self.root / folder).rglob("*"))
+        files = (path for path in (self.root / folder).rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.root).as_posix() for path in files)
 
     def append(self, name: str, *lines: dict[str, Any]) -> None:
         """Append JSON lines durably to a file of the workspace that only grows, such as `champions.jsonl`.
@@ -234,3 +261,13 @@ def parse_lines(data: bytes, where: str) -> list[Any]:
             refuse_newer(version, LINES_VERSION, f"{where}, line {number},")
         lines.append(value)
     return lines
+
+
+def without_folder(record: bytes) -> bytes:
+    """A record of Prefect's whose `storage_key` is a name; what is no such record stays as it is."""
+    try:
+        value = orjson.loads(record)
+        value["metadata"]["storage_key"] = Path(value["metadata"]["storage_key"]).name
+    except (ValueError, KeyError, TypeError):
+        return record
+    return orjson.dumps(value)

@@ -130,6 +130,7 @@ def run(step: Task[..., ArtifactRef], turn: int, label: str, /, **inputs: Any) -
     recording = runs.current()
     # Prefect only logs a key that cannot be computed, and runs uncached; here it is an error.
     key = _key(step, inputs)
+    workspace.require_lock()
     with progress.stage(turn, label):
         progress.emit("running")
         began = time.monotonic()
@@ -142,6 +143,7 @@ def run(step: Task[..., ArtifactRef], turn: int, label: str, /, **inputs: Any) -
         result = state.result()  # raises what the step raised
         cached = state.name == "Cached"
         progress.emit("cached" if cached else "done", note=summary(workspace.store.manifest(result)))
+        workspace.require_lock()
         workspace.record(
             {
                 **({"run": recording.number} if recording else {}),
