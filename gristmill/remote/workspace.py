@@ -32,7 +32,7 @@ from gristmill.remote.bucket import Bucket, Entry, remote_url
 from gristmill.remote.lease import SECONDS, Lease
 from gristmill.remote.store import THREADS, RemoteStore, write_whole
 from gristmill.smollm import default_cache
-from gristmill.workspace import Workspace, parse_lines
+from gristmill.workspace import Workspace, parse_lines, without_folder
 
 _ATTEMPTS = 100
 _SEEN = "results.json"
@@ -184,7 +184,7 @@ class RemoteWorkspace(Workspace):
         for path in sorted(self.results.iterdir()) if self.results.is_dir() else ():
             if path.name.startswith("."):
                 continue
-            data = _without_folder(path.read_bytes())
+            data = without_folder(path.read_bytes())
             found = hashlib.sha256(data).hexdigest()
             if seen.get(path.name, {}).get("sha256") != found:
                 self.bucket.write(f"results/{path.name}", data)
@@ -199,13 +199,3 @@ class RemoteWorkspace(Workspace):
             return seen
         except (OSError, ValueError):
             return {}
-
-
-def _without_folder(record: bytes) -> bytes:
-    """A record of Prefect's whose `storage_key` is a name; what is no such record stays as it is."""
-    try:
-        value = orjson.loads(record)
-        value["metadata"]["storage_key"] = Path(value["metadata"]["storage_key"]).name
-    except (ValueError, KeyError, TypeError):
-        return record
-    return orjson.dumps(value)

@@ -1,0 +1,47 @@
+"""`gristmill workspace copy`: backup, restore, and moving between disk and bucket."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.progress import Progress
+
+from gristmill.copying import copy, verify
+from gristmill.errors import UsageError
+from gristmill.workspace import Workspace
+
+
+def run(source: Path, target: Path, *, check: bool, json: bool) -> None:
+    """Copy, say what was copied, and end with 1 if anything is damaged.
+
+    Raises:
+        UsageError: there is no workspace to copy.
+        StoreError: the target cannot take it.
+    """
+    origin = Workspace.found(source)
+    if origin is None or not origin.file_names(""):
+        raise UsageError(f"there is no workspace at {origin or source} to copy")
+    place = Workspace(target)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("copying", total=None)
+        done = copy(origin, place, lambda count, total: bar.update(task, completed=count, total=total))
+        if check:
+            again = bar.add_task("verifying", total=None)
+            done.damaged += verify(place, lambda count, total: bar.update(again, completed=count, total=total))
+    if json:
+        print(orjson.dumps({**dataclasses.asdict(done), "target": place.location, "verified": check}).decode())
+    else:
+        print(
+            f"{done.artifacts} artifacts copied ({done.bytes / 1e6:,.1f} MB), {done.there} were there; "
+            f"{done.files} other files written to {place}"
+        )
+        if check and not done.damaged:
+            print("every artifact there was hashed again, and is what its manifest says")
+    for words in done.damaged:
+        print(f"damaged: {words}", file=sys.stderr)
+    if done.damaged:
+        sys.exit(1)
