@@ -145,7 +145,8 @@ def summary(manifest: Manifest) -> str:
         case "sample":
             return f"{counts['sampled']} of {counts['rollouts']} to review"
         case "decisions":
-            return f"{counts['accepted']} accepted, {counts['rejected']} rejected"
+            marked = f", {counts['tainted']} tainted" if "tainted" in counts else ""
+            return f"{counts['accepted']} accepted, {counts['rejected']} rejected{marked}"
         case "selection":
             return f"{counts['rows_kept']} of {counts['rows_read']} chosen"
         case "dataset":

@@ -67,7 +67,8 @@ class Choosing:
             RecipeError: a condition or the balanced expression cannot be used.
         """
         self._tables, self.recipe, self._seed = tables, recipe, seed
-        self._reviewed = bool(decisions)
+        judgements = set(decisions.values())
+        self._reviewed = bool(judgements - {"taint"})
         self._db = scan.connect(tables)
         try:
             self._db.execute("CREATE TEMP TABLE decisions (rollout_id VARCHAR, decision VARCHAR)")
@@ -76,7 +77,7 @@ class Choosing:
                     "INSERT INTO decisions SELECT unnest($1), unnest($2)", [list(decisions), list(decisions.values())]
                 )
             self._names = Names(self._db)
-            self.rules = rules(recipe, self._names, reviewed=self._reviewed)
+            self.rules = rules(recipe, self._names, reviewed=self._reviewed, tainted="taint" in judgements)
             by = recipe.balance
             self._category = self._names.value(by.by, "curate.balance.by") if by else None
             self._accepted = self._names.value("decision = 'accept'", "review") if self._reviewed else None

@@ -46,8 +46,9 @@ def curate(
         tables: the Parquet files of each table, in row order.
         counted: each table's own counts (`rows_read`, `rows_kept`, `dropped`), in the same order.
         out: folder that gets the two files.
-        decisions: a review's, rollout_id → `accept` | `reject`. Rejected rollouts are dropped; accepted ones come
-            first where duplicates, caps and balance must choose. Others than those are not affected.
+        decisions: a review's, rollout_id → `accept` | `reject`, and `taint` for what is marked as bad. Rejected and
+            tainted rollouts are dropped; accepted ones come first where duplicates, caps and balance must choose.
+            Others than those are not affected.
         seed: of the draw within a balanced category.
 
     Returns:

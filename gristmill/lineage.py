@@ -153,8 +153,8 @@ class Walk(_Frozen):
     touched: tuple[Touched, ...] = ()
     promotions: tuple[Promotion, ...] = ()
     recipe: RecipeNote | None = None
-    content: str | None = None
-    """Of a row, with `--show`: its JSON."""
+    content: Any = None
+    """Of a row, if it was asked for: the row."""
 
 
 class Standing(NamedTuple):

@@ -317,7 +317,7 @@ def content(lineage: Lineage, dataset: ArtifactRef, row: int, split: str) -> Any
                 for group in range(opened.metadata.num_row_groups):
                     rows = opened.metadata.row_group(group).num_rows
                     if left < rows:
-                        return opened.read_row_group(group).slice(left, 1).to_pylist()[0]
+                        return _plain(opened.read_row_group(group).slice(left, 1).to_pylist()[0])
                     left -= rows
         else:
             with file.open("rb") as lines:
@@ -326,3 +326,17 @@ def content(lineage: Lineage, dataset: ArtifactRef, row: int, split: str) -> Any
                         return orjson.loads(line)
                     left -= 1
     raise UsageError(f"{dataset} has no row {split}#{row} in its files")
+
+
+def _plain(value: Any) -> Any:
+    """Columns of JSON (messages, tools) hold text in Parquet: the objects and lists that they stand for."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value

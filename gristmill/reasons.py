@@ -72,6 +72,8 @@ class DropReason(StrEnum):
     """The last answer has neither text nor a tool call: reasoning only, or white space."""
 
     # Choosing.
+    TAINTED = "tainted"
+    """It, its task or its file is marked as bad (`gristmill impact … --taint`)."""
     TRUNCATED = "truncated"
     """The answer hit the length limit (`incomplete_details`)."""
     REVIEW_REJECTED = "review_rejected"

@@ -31,8 +31,8 @@ class Rule(NamedTuple):
     """Over `Names.source()`."""
 
 
-def rules(recipe: CurateRecipe, names: Names, *, reviewed: bool) -> list[Rule]:
-    """The rules of a recipe in order; `reviewed` adds that of a review.
+def rules(recipe: CurateRecipe, names: Names, *, reviewed: bool, tainted: bool = False) -> list[Rule]:
+    """The rules of a recipe in order; `reviewed` adds that of a review, `tainted` that of marks.
 
     Raises:
         RecipeError: a condition cannot be used, or there are more than `MOST`.
@@ -47,6 +47,8 @@ def rules(recipe: CurateRecipe, names: Names, *, reviewed: bool) -> list[Rule]:
         for condition in names.conditions(text, label):
             found.append(Rule(DropReason.FILTERED, condition.text, origin, label, condition.sql))
 
+    if tainted:
+        add(DropReason.TAINTED, names.value("decision IS DISTINCT FROM 'taint'", "taint"), "taint", "not marked as bad")
     if not recipe.keep_truncated:
         add(DropReason.TRUNCATED, "NOT truncated", "keep_truncated", "not truncated")
     if reviewed:

@@ -28,6 +28,7 @@ READS: dict[str, tuple[str, ...]] = {
     "read": ("rollouts",),
     "sample": ("review", "seed"),
     "review": (),
+    "taints": (),
     "curate": ("curate", "seed"),
     "format": ("format", "seed"),
     "validate": ("curate", "format", "checks", "collect.samples", "train.max_length", "seed"),

@@ -1,4 +1,4 @@
-"""Steps: a turn's sample for people to look at, and what they decided on its rollouts.
+"""Steps: a turn's sample for people to look at, what they decided on its rollouts, and what is marked as bad.
 
 Decisions in the workspace count whether or not the recipe asks for a review; `review.required` makes the turn wait
 until its sample is decided. The wait itself is no cached step: what people say is no function of the inputs. What
@@ -17,19 +17,22 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.states import Paused, Running
 
-from gristmill import progress
+from gristmill import progress, scan
 from gristmill.artifact import ArtifactRef
 from gristmill.decisions import FILE, Opinion, read_opinions, resolve, write_opinions
 from gristmill.errors import GateError
 from gristmill.recipe import Recipe, ReviewRecipe
 from gristmill.review import waiting
 from gristmill.sample import stratified
+from gristmill.taints import rollouts, standing
 from gristmill.workspace import Workspace
 from tasks.caching import run, step
 from tasks.ingest import table_files
 
 AWAITING = "AwaitingReview"
 """Name of the turn's state in Prefect while it waits."""
+TAINTED = "tainted.txt"
+"""Beside the opinions: ids of rollouts that are marked as bad, one a line."""
 _EXPIRES = timedelta(days=365)  # Prefect wants an end to every pause; nothing looks at it
 
 
@@ -69,8 +72,29 @@ def keep_decisions(tables: list[ArtifactRef], sample: ArtifactRef | None, held: 
         )
 
 
+@step("taints")
+def keep_tainted(tables: list[ArtifactRef], decisions: ArtifactRef | None, marked: list[dict[str, Any]]) -> ArtifactRef:
+    """The tables' rollouts that are marked as bad, beside the reviewers' decisions, if there are any."""
+    store = Workspace.current().store
+    with scan.connect(table_files(tables)) as db:
+        ids, _ = rollouts(db, marked)
+    opinions = read_opinions(store, decisions) if decisions else []
+    counts = store.manifest(decisions).counts if decisions else {"accepted": 0, "rejected": 0, "reviewers": 0}
+    with store.draft("decisions") as draft:
+        write_opinions(opinions, draft.path / FILE)
+        (draft.path / TAINTED).write_text("".join(f"{one}\n" for one in ids))
+        return draft.commit(
+            stage="taints",
+            parents=[*tables, *([decisions] if decisions else [])],
+            settings={"marked": marked},
+            counts={**counts, "tainted": len(ids)},
+        )
+
+
 def reviewed(recipe: Recipe, turn: int, fresh: ArtifactRef, tables: list[ArtifactRef]) -> ArtifactRef | None:
-    """The decisions on the tables' rollouts; None if there are none. Called from a flow.
+    """The decisions on the tables' rollouts, and which of them are marked as bad; None if there are none.
+
+    Called from a flow.
 
     Args:
         fresh: the turn's own table, which its sample is drawn from.
@@ -86,15 +110,29 @@ def reviewed(recipe: Recipe, turn: int, fresh: ArtifactRef, tables: list[Artifac
         asked = waiting.Waiting(recipe=recipe.name, turn=turn, seed=recipe.seed, sample=sample, tables=(fresh,))
         _wait(workspace, asked)
     held = waiting.opinions_on(waiting.log_of(workspace), table_files(tables))
-    if not held:
-        return None
-    plain = [one.model_dump(mode="json") for one in held]
-    return run(keep_decisions, turn, "review", tables=tables, sample=sample, held=plain)
+    decisions = None
+    if held:
+        plain = [one.model_dump(mode="json") for one in held]
+        decisions = run(keep_decisions, turn, "review", tables=tables, sample=sample, held=plain)
+    marked = [one.content() for one in standing(workspace, turn)]
+    if marked:
+        with scan.connect(table_files(tables)) as db:
+            _, marked = rollouts(db, marked)  # others change nothing here, so they are no input
+    if marked:
+        decisions = run(keep_tainted, turn, "taints", tables=tables, decisions=decisions, marked=marked)
+    return decisions
 
 
 def decisions_of(ref: ArtifactRef | None) -> dict[str, str]:
-    """Rollout id → "accept" or "reject", as `curate` takes them."""
-    return dict(resolve(read_opinions(Workspace.current().store, ref))) if ref else {}
+    """Rollout id → "accept", "reject" or "taint", as `curate` takes them."""
+    if ref is None:
+        return {}
+    store = Workspace.current().store
+    found: dict[str, str] = dict(resolve(read_opinions(store, ref)))
+    tainted = store.path(ref) / TAINTED
+    if tainted.is_file():
+        found |= dict.fromkeys(tainted.read_text().split(), "taint")
+    return found
 
 
 def _wait(workspace: Workspace, asked: waiting.Waiting) -> None:
