@@ -478,12 +478,14 @@ def compare(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A selection: its digest or the start of it, a folder, or a file.")],
+    a: Annotated[
+        str, typer.Argument(help="A run, by number or `last`; or a selection: the start of its digest, folder, file.")
+    ],
     b: Annotated[str, typer.Argument(help="The other one.")],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     json: JsonOption = False,
 ) -> None:
-    """Two selections: which rollouts came and went, and by which rule."""
+    """Two runs: recipes, counts, scores. Two selections: which rollouts came and went, and by which rule."""
     from rich.console import Console
 
     from gristmill.diff_command import run
@@ -696,6 +698,23 @@ def sinks(
 
     _quiet_libraries()
     run(action, arguments or (), workspace=workspace, json=json)
+
+
+places = typer.Typer(no_args_is_help=True)
+app.add_typer(places, name="workspace", help="Copies of workspaces.")
+
+
+@places.command("copy")
+def copy_workspace(
+    source: Annotated[Path, typer.Argument(help="Folder or URL of a workspace.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="Where to; new, or an earlier copy.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash everything there again.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Copy a workspace to a folder or bucket, verified; repeated, only what is missing."""
+    from gristmill.workspace_command import run
+
+    run(source, target, check=verify, json=json)
 
 
 def demo_recipe() -> Path:
