@@ -7,6 +7,7 @@ Written under a temporary name and renamed as the last act: if the folder exists
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -87,7 +88,9 @@ def beside_weights(folder: Path) -> list[Path]:
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None  # a path of this machine; the manifest's parents say which model it was
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    # peft names the folder that the weights came from, a path of this machine; the manifest's parents say which they are.
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True))

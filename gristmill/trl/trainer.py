@@ -42,6 +42,11 @@ class Trl:
             raise RecipeError(
                 f"train.trainer: trl needs {', '.join(missing)}, not installed here; install gristmill[train]"
             )
+        if settings.launch.launcher != "local":
+            raise RecipeError(
+                f"train.launch.launcher: trl trains on this machine, not by {settings.launch.launcher}; "
+                "set it to local, or name a deployment on the machine with the GPUs (train.deployment)"
+            )
         _share(method, settings)
         if not settings.options:
             return
