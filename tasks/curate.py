@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
-
 from gristmill.artifact import ArtifactRef
 from gristmill.curate import curate
 from gristmill.recipe import CurateRecipe
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 from tasks.ingest import table_files
 from tasks.review import decisions_of
@@ -25,14 +24,7 @@ def curate_rollouts(
         counts = curate(table_files(tables), counted, settings, draft.path, decisions=judged, seed=seed)
         parents = [*tables, decisions] if decisions else tables
         ref = draft.commit(stage="curate", parents=parents, settings=settings.model_dump(mode="json"), counts=counts)
-    rows = [{"rule": "", "reason": "kept", "rollouts": counts["rows_kept"]}]
-    rows += [{"rule": step["rule"], "reason": step["reason"], "rollouts": step["dropped"]} for step in counts["rules"]]
-    reading = {step["reason"] for step in counts["rules"]}
-    rows += [
-        {"rule": "", "reason": reason, "rollouts": count}
-        for reason, count in counts["dropped"].items()
-        if reason not in reading
-    ]
-    said = [f"{counts['rows_read']} rollouts read for {ref}", *counts["warnings"]]
-    create_table_artifact(rows, key="funnel", description="; ".join(said))
     return ref
+
+
+artifacts.shown(curate_rollouts, artifacts.funnel)

@@ -7,6 +7,7 @@ from gristmill.environment import read_tasks
 from gristmill.evaluation import FILE, Collected, evaluate, scored
 from gristmill.store import Store
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 from tasks.ingest import table_files
 
@@ -50,3 +51,6 @@ def _collected(store: Store, table: ArtifactRef) -> Collected:
     settings = store.manifest(rollouts).settings
     sampling = dict(settings["sampling"])
     return Collected(samples=sampling.pop("samples"), seed=settings["seed"], sampling=sampling)
+
+
+artifacts.shown(evaluate_policy, artifacts.evaluation)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
-
 from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.curate import SELECTION
 from gristmill.dataset import write_dataset
-from gristmill.dataset.card import describe
 from gristmill.recipe import FormatRecipe
 from gristmill.targets import Launch
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 from tasks.ingest import table_files
 
@@ -51,8 +49,10 @@ def format_dataset(
             settings={**settings.model_dump(mode="json"), "seed": seed},
             counts=counts,
         )
-    create_markdown_artifact(describe(settings, counts), key="dataset", description=str(ref))
     return ref
+
+
+artifacts.shown(format_dataset, artifacts.dataset)
 
 
 def _launch(values: dict[str, Any] | None) -> Launch | None:

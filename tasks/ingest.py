@@ -10,6 +10,7 @@ from gristmill.collect import ROLLOUTS
 from gristmill.ingest import ingest
 from gristmill.table import parts
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 
 
@@ -29,6 +30,9 @@ def ingest_rollouts(rollouts: ArtifactRef) -> ArtifactRef:
             "dropped": {str(reason): count for reason, count in sorted(result.dropped.items())},
         }
         return draft.commit(stage="ingest", parents=[rollouts], counts=counts)
+
+
+artifacts.shown(ingest_rollouts, artifacts.samples)
 
 
 def table_files(tables: list[ArtifactRef]) -> list[list[Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact
-
 from gristmill.artifact import ArtifactRef
 from gristmill.evaluation import read_evaluation
 from gristmill.promotion import FILE, weigh
 from gristmill.recipe import PromoteRecipe
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 
 
@@ -36,10 +35,7 @@ def decide_promotion(
             settings=settings.model_dump(mode="json"),
             counts={"verdict": decision.verdict, "lift": decision.lift.mean},
         )
-    create_markdown_artifact(
-        f"**{decision.verdict}**: {decision.reason}.\n\nChallenger {ours.policy} (mean {ours.estimate.mean:.3f}) "
-        f"against champion {theirs.policy} (mean {theirs.estimate.mean:.3f}).\n\n"
-        + "\n".join(f"- {'passed' if g.passed else '**failed**'}: {g.name}, {g.evidence}" for g in decision.guards),
-        key="gate",
-    )
     return ref
+
+
+artifacts.shown(decide_promotion, artifacts.gate)

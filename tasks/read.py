@@ -8,6 +8,7 @@ from gristmill import progress
 from gristmill.artifact import ArtifactRef
 from gristmill.ingest import ingest
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 
 
@@ -35,3 +36,6 @@ def read_rollouts(files: list[dict[str, Any]]) -> ArtifactRef:
             "dropped": {str(reason): count for reason, count in sorted(result.dropped.items())},
         }
         return draft.commit(stage="read", settings={"inputs": inputs}, counts=counts)
+
+
+artifacts.shown(read_rollouts, artifacts.samples)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact
-
 from gristmill.artifact import ArtifactRef
 from gristmill.loop import Turn
 from gristmill.recipe import Recipe
-from gristmill.report import headline, render
+from gristmill.report import render
 from gristmill.run_report import build
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 
 PAGE = "report.html"
@@ -44,6 +43,7 @@ def write_report(
             parents=[base_evaluation, *(ref for turn in turns for ref in (turn.evaluation, turn.decision))],
             settings=recipe.resolved(),
         )
-    words = headline(built.report)
-    create_markdown_artifact(f"## {words.claim}\n\n{words.evidence}\n\nPage: `{ref.location}/{PAGE}`", key="report")
     return ref
+
+
+artifacts.shown(write_report, artifacts.report)

@@ -12,6 +12,7 @@ from gristmill.recipe import TrainRecipe
 from gristmill.train import train
 from gristmill.trainer import TrainJob
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 
 
@@ -57,3 +58,6 @@ def train_policy(
         ref = draft.commit(stage="train", parents=list(parents), settings=inputs, counts=counts)
     shutil.rmtree(work)
     return ref
+
+
+artifacts.shown(train_policy, artifacts.training)

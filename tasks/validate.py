@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact
-
 from gristmill import model
 from gristmill.artifact import ArtifactRef
 from gristmill.checks import page, require_no_errors, validate
@@ -17,6 +15,7 @@ from gristmill.errors import GateError, GristmillError
 from gristmill.recipe import ChecksRecipe, CurateRecipe, FormatRecipe
 from gristmill.store import Store
 from gristmill.workspace import Workspace
+from tasks import artifacts
 from tasks.caching import step
 from tasks.ingest import table_files
 from tasks.review import decisions_of
@@ -85,10 +84,10 @@ def validate_dataset(
             settings=checks.model_dump(mode="json"),
             counts={"findings": len(report.findings), "errors": len(report.errors)},
         )
-    create_markdown_artifact(f"{page.markdown(report)}\n\nPage: `{ref.location}/{PAGE}`", key="checks")
     try:
         require_no_errors(report.findings)
     except GateError as error:
+        artifacts.checks(store, ref, "validate", "")  # whoever is stopped most needs to see it
         raise GateError(f"{error}. All findings: {store.path(ref) / PAGE}") from None
     return ref
 
@@ -99,3 +98,6 @@ def _template(store: Store, base: ArtifactRef) -> Render | None:
         return template_of(str(model.folder(store, base)))
     except GristmillError:
         return None
+
+
+artifacts.shown(validate_dataset, artifacts.checks)

@@ -99,7 +99,7 @@ class MlflowSink:
         match event:
             case Trained():
                 metrics += [Metric("loss", value, at, step) for step, value in enumerate(event.losses, 1)]
-            case Evaluated(evaluation=found):
+            case Evaluated(evaluation=found) if event.stage == "evaluate":  # later looks have names of their own
                 named = {"mean_reward": found.estimate}
                 named |= {f"pass_at_{k}": estimate for k, estimate in found.pass_at.items()}
                 named |= {f"reward/{_key(one.name)}": one.estimate for one in found.categories}

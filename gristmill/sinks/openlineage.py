@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState, set_producer
 from openlineage.client.facet_v2 import (
     data_quality_metrics_input_dataset,
     dataset_version_dataset,
@@ -47,6 +47,7 @@ class OpenLineageSink:
 
     def __init__(self, settings: OpenLineageSinkRecipe, workspace: Workspace) -> None:
         self.settings, self.workspace, self.namespace = settings, workspace, settings.namespace
+        set_producer(PRODUCER)  # of facets; of this process, in which nobody else speaks OpenLineage
         self.file = Path(settings.file) if settings.file else workspace.root / "openlineage.jsonl"
         self.http = None
         if settings.url:

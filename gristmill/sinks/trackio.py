@@ -8,6 +8,8 @@ kill a point may be there twice, at the same step with the same value.
 from __future__ import annotations
 
 import os
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ class TrackioSink:
                 self._log(event.run, None, [({"run": float(event.number)}, None)])
             case Trained():
                 self._log(event.run, event.turn, [({"loss": v}, step) for step, v in enumerate(event.losses, 1)])
-            case Evaluated(evaluation=found):
+            case Evaluated(evaluation=found) if event.stage == "evaluate":
                 named = {"mean_reward": found.estimate}
                 named |= {f"pass@{k}": one for k, one in found.pass_at.items()}
                 named |= {f"reward/{one.name}": one.estimate for one in found.categories}
@@ -56,22 +58,23 @@ class TrackioSink:
 
     def _log(self, of: RunOf, turn: int | None, points: list[tuple[dict[str, float], int | None]]) -> None:
         name = f"{of.name}-{of.key[:8]}" + ("" if turn is None else f" turn {turn}")
-        run = self.trackio.init(
-            project=self.settings.project or of.name,
-            name=name,
-            group=f"{of.name}-{of.key[:8]}",
-            space_id=self.settings.space,
-            config=self._recipes.get(of.key, {}) | {"gristmill.run": of.key},
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-        try:
-            for numbers, step in points:
-                run.log(numbers, step=step)
-        finally:
-            run.finish()  # type: ignore[no-untyped-call]
+        with redirect_stdout(StringIO()):  # it talks, and standard output is for results
+            run = self.trackio.init(
+                project=self.settings.project or of.name,
+                name=name,
+                group=f"{of.name}-{of.key[:8]}",
+                space_id=self.settings.space,
+                config=self._recipes.get(of.key, {}) | {"gristmill.run": of.key},
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+            try:
+                for numbers, step in points:
+                    run.log(numbers, step=step)
+            finally:
+                self.trackio.finish()  # type: ignore[no-untyped-call]
 
 
 def _interval(name: str, one: Estimate) -> dict[str, float]:
