@@ -1,7 +1,9 @@
-"""`gristmill diff A B`: two selections, each a digest (or its start) in the workspace, a folder or a file."""
+"""`gristmill diff A B`: two runs of a workspace, by number; or two selections, each a digest (or its start) in the
+workspace, a folder or a file."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +15,17 @@ from rich.text import Text
 from gristmill import selection
 from gristmill.diff import Diff, diff
 from gristmill.errors import UsageError
+from gristmill.run_diff import RunDiff, Turned, diff_runs
+from gristmill.runs import find
 from gristmill.selection import RULES
+from gristmill.statistics import Estimate
 from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 10
+_RUN = re.compile(r"(run)?[ :#-]*\d{1,5}|last", re.IGNORECASE)
 
 
 class _Side(NamedTuple):
@@ -28,12 +34,21 @@ class _Side(NamedTuple):
     settings: dict[str, Any] | None
 
 
-def run(a: str, b: str, *, workspace: Path, json: bool, console: Console) -> Diff:
+def run(a: str, b: str, *, workspace: Path, json: bool, console: Console) -> Diff | RunDiff:
     """Compare and print.
 
     Raises:
-        UsageError: there is no such selection, or several begin with these characters.
+        UsageError: there is no such run or selection, or several selections begin with these characters.
     """
+    if all(_RUN.fullmatch(given.strip()) and not Path(given).exists() for given in (a, b)):
+        place = Workspace(workspace)
+        between = diff_runs(place, find(place, a), find(place, b))
+        if json:
+            console.file.write(orjson.dumps(between.model_dump(mode="json"), option=orjson.OPT_NON_STR_KEYS).decode())
+            console.file.write("\n")
+        else:
+            _print_runs(between, console)
+        return between
     one, two = _side(a, workspace), _side(b, workspace)
     settings = (one.settings, two.settings) if one.settings is not None and two.settings is not None else None
     found = diff(one.rows, two.rows, names=(one.name, two.name), settings=settings)
@@ -96,6 +111,59 @@ def _print(found: Diff, console: Console) -> None:
             console.print(Text(f"  {row.rollout_id}  reward {row.reward:g}  {row.rule}", "dim"))
         if len(rows) > _SHOWN:
             console.print(Text(f"  … and {len(rows) - _SHOWN:,} more (--json has all)", "dim"))
+
+
+def _print_runs(found: RunDiff, console: Console) -> None:
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=True)
+
+    say(f"run {found.a.run} → run {found.b.run}", "bold")
+    for side in (found.a, found.b):
+        say(
+            f"run {side.run}: {side.command}, {side.outcome}, begun {side.began}, gristmill {side.gristmill or '?'}",
+            "dim",
+        )
+    for field, (before, after) in found.recipe.items():
+        say(f"{field}: {_plain(before)} → {_plain(after)}")
+    if not found.recipe:
+        say("the same recipe")
+    say("every stage has the same result" if found.parted is None else f"they part at {found.parted}")
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("", f"run {found.a.run}", f"run {found.b.run}"):
+        table.add_column(title, no_wrap=True)
+    table.add_row("base, mean reward", _interval(found.a.base), _interval(found.b.base))
+    for turn in sorted(found.a.turns.keys() | found.b.turns.keys()):
+        one, two = found.a.turns.get(turn, Turned()), found.b.turns.get(turn, Turned())
+        table.add_row(Text(f"turn {turn}" if turn else "prepare", "bold"))
+        for name, left, right in (
+            ("rollouts collected", one.collected, two.collected),
+            ("rows to choose from", one.read, two.read),
+            ("chosen", one.chosen, two.chosen),
+            *(
+                (f"  dropped: {reason}", one.dropped.get(reason, 0), two.dropped.get(reason, 0))
+                for reason in sorted(one.dropped.keys() | two.dropped.keys())
+            ),
+            ("examples", one.examples, two.examples),
+            ("mean reward", _interval(one.mean_reward), _interval(two.mean_reward)),
+            ("lift over champion", _interval(one.lift, sign="+"), _interval(two.lift, sign="+")),
+            ("gate", one.verdict, two.verdict),
+            ("checkpoint", one.checkpoint, two.checkpoint),
+        ):
+            if (left, right) != (None, None):
+                style = "" if left == right else "yellow"
+                table.add_row(f"  {name}", Text(_cell(left), style), Text(_cell(right), style))
+    console.print(table)
+
+
+def _interval(estimate: Estimate | None, sign: str = "") -> str | None:
+    if estimate is None:
+        return None
+    words = f"{estimate.mean:{sign}.3f}"
+    return words if estimate.low is None else f"{words} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _plain(value: Any) -> str:
