@@ -25,8 +25,8 @@ AGENT = {"type": "responses_api_agents", "name": "arithmetic_agent"}
 
 Split = Literal["train", "heldout"]
 
-_HELDOUT_SHARE = 3
-"""One problem in this many is held out."""
+_HELDOUT = (2, 5)
+"""So many problems of so many are held out."""
 
 
 class Problem(NamedTuple):
@@ -45,26 +45,38 @@ class Family(NamedTuple):
     problems: Callable[[], Iterator[Problem]]
 
 
-# Ranges are chosen so that the embedded model solves an eighth of each family before it is trained, and each family has
-# some 450 problems: wider ones are harder, so small operands reach further than large ones.
+# Larger numbers are harder. Beyond the small ones each family has what is easy though large (one operand is 0, 1 or a
+# ten, or both are equal), so that it has 350 problems and more, of which the embedded model solves about an eighth
+# before it is trained.
 
 
 def _addition() -> Iterator[Problem]:
-    for a in range(1, 21):
-        for b in range(max(a, 5), 33):
-            yield Problem(f"{a}+{b}", f"What is {a} + {b}?", a + b)
+    for a in range(21):
+        yield from (_sum(a, b) for b in range(max(a, 5), 61 if a <= 1 else 21))
+    yield from (_sum(2, b) for b in range(21, 51))
+    yield from (_sum(a, a) for a in range(21, 51))
 
 
 def _subtraction() -> Iterator[Problem]:
-    for difference in range(1, 21):
-        for b in range(1, 24):
+    for difference in range(1, 41):
+        for b in range(1, 21 if difference <= 20 else 2):
             yield Problem(f"{difference + b}-{b}", f"What is {difference + b} - {b}?", difference)
 
 
 def _multiplication() -> Iterator[Problem]:
     for a in range(1, 13):
-        for b in range(max(a, 5), 45):
-            yield Problem(f"{a}*{b}", f"What is {a} * {b}?", a * b)
+        for b in (*range(max(a, 5), 26), *range(30, 101, 10)):
+            yield _product(a, b)
+    yield from (_product(1, b) for b in range(26, 61) if b % 10)
+    yield from (_product(b, 20) for b in range(13, 20))
+
+
+def _sum(a: int, b: int) -> Problem:
+    return Problem(f"{a}+{b}", f"What is {a} + {b}?", a + b)
+
+
+def _product(a: int, b: int) -> Problem:
+    return Problem(f"{a}*{b}", f"What is {a} * {b}?", a * b)
 
 
 FAMILIES = (
@@ -174,7 +186,7 @@ def _split_problems(family: Family, split: Split) -> tuple[Problem, ...]:
     return tuple(
         problem
         for problem in family.problems()
-        if (hashlib.sha256(problem.key.encode()).digest()[0] % _HELDOUT_SHARE == 0) == wanted
+        if (hashlib.sha256(problem.key.encode()).digest()[0] % _HELDOUT[1] < _HELDOUT[0]) == wanted
     )
 
 

@@ -12,8 +12,8 @@ with probability `power` it detects
 
     δ = (t(1 − α/2) + t(power)) · √variance,   n − 1 degrees of freedom.
 
-Of a comparison that was made and settled nothing, `needed` says how large it must be to settle it, if the lift and the
-two variances are what they seem: where the interval's expected lower end meets the least effect, which is `power` = 0.5.
+Of a comparison that was made and settled nothing, `needed` says how large it must be to settle it, if the lift and both
+variances are what they seem: where the interval's expected lower end meets the least effect, which is `power` = 0.5.
 
 Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, §3.1 (resampling), §4.2 (pairing), §5 (power).
 tests/test_power.py checks it against simulated gates.
@@ -179,7 +179,7 @@ def needed(
     samples = None if found is None else samples_needed(found, beyond, n, confidence=confidence, power=0.5)
     return Needed(
         None if tasks is None else max(tasks, n + 1),
-        None if samples is None else max(samples, math.floor(each) + 1),
+        None if samples is None else max(samples, math.floor(each + 1e-9) + 1),
     )
 
 

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gristmill.power import Variance, assumed, detectable, of_one, of_two, split_variance, standard_error, tasks_needed
+from gristmill.power import (
+    Variance,
+    assumed,
+    detectable,
+    needed,
+    of_one,
+    of_two,
+    samples_needed,
+    split_variance,
+    standard_error,
+    tasks_needed,
+)
 from gristmill.statistics import paired_difference
 
 Rewards = dict[str, list[float]]
@@ -133,3 +144,72 @@ def test_more_rollouts_a_task_help_only_so_far() -> None:
 def test_a_lift_to_detect_is_above_zero() -> None:
     with pytest.raises(ValueError, match="above 0"):
         tasks_needed(assumed(), 0.0, 4)
+
+
+@given(
+    within=st.floats(0.001, 0.3),
+    difference=st.floats(0, 0.2),
+    lift=st.floats(0.01, 0.5),
+    tasks=st.integers(2, 2000),
+    power=st.sampled_from([0.5, 0.8]),
+)
+def test_samples_needed_is_the_least_number_that_detects(
+    within: float, difference: float, lift: float, tasks: int, power: float
+) -> None:
+    variance = Variance(within=within, difference=difference, source="")
+    found = samples_needed(variance, lift, tasks, power=power)
+    ever = detectable(variance, tasks, math.inf, power=power)
+    assert ever is not None
+    if found is None:
+        assert ever >= lift, "no number of samples would do"
+        return
+    least = detectable(variance, tasks, found, power=power)
+    assert least is not None and least <= lift * (1 + 1e-6)
+    if found > 1:
+        fewer = detectable(variance, tasks, found - 1, power=power)
+        assert fewer is not None and fewer > lift * (1 - 1e-6)
+
+
+def test_what_is_needed_settles_it_every_other_time() -> None:
+    """With the true variances and lift, the tasks, or the samples, that `needed` would name promote in half of runs."""
+    rng = np.random.default_rng(8)
+    scatter, lift = 0.05, 0.06
+    old, new = policies(rng, 40, lift, scatter)
+    within = float(np.mean([p * (1 - p) for p in rng.uniform(0.25, 0.65, 100_000)]))
+    seems = Variance(within=within, difference=scatter**2, source="")
+    tasks = tasks_needed(seems, lift, 4, power=0.5)
+    samples = samples_needed(seems, lift, 40, power=0.5)
+    assert tasks is not None and samples is not None and (tasks, samples) > (40, 4)
+    for n, k in ((tasks, 4), (40, samples)):
+        promoted = 0
+        for _ in range(400):
+            old, new = policies(rng, n, lift, scatter)
+            low = paired_difference(collect(rng, new, k), collect(rng, old, k)).low
+            promoted += low is not None and low > 0
+        assert promoted / 400 == pytest.approx(0.5, abs=0.08)
+
+
+def test_more_samples_do_not_settle_what_tasks_disagree_about() -> None:
+    """The tasks differ among themselves by far more than the lift: on these, no number of samples is enough."""
+    gains = {str(i): 0.5 if i % 2 else -0.4 for i in range(20)}
+    champion = {key: [0.5, 0.5] for key in gains}
+    challenger = {key: [0.5 + gain] * 2 for key, gain in gains.items()}
+    more = needed(challenger, champion, min_effect=0.0, confidence=0.95)
+    assert more.samples is None and more.tasks is not None and more.tasks > 100
+    assert needed(challenger, champion, min_effect=0.1, confidence=0.95) == (None, None), "nothing suggests as much"
+    once = {key: values[:1] for key, values in challenger.items()}
+    alone = needed(once, {key: [0.5] for key in once}, min_effect=0.0, confidence=0.95)
+    assert alone.samples is None and alone.tasks == pytest.approx(more.tasks, rel=0.05), "tasks are known all the same"
+
+
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6))
+@settings(max_examples=50, deadline=None)
+def test_what_is_needed_is_more_than_there_was(seed: int, tasks: int, samples: int) -> None:
+    rng = np.random.default_rng(seed)
+    old, new = policies(rng, tasks, 0.05, 0.1)
+    a, b = collect(rng, new, samples), collect(rng, old, samples)
+    more = needed(a, b, min_effect=0.0, confidence=0.95)
+    lift = paired_difference(a, b)
+    assert more.tasks is not None if lift.mean > 1e-3 else lift.mean > 0 or more.tasks is None
+    assert more.tasks is None or more.tasks > tasks
+    assert more.samples is None or more.samples > samples

@@ -9,9 +9,10 @@ import pytest
 from gristmill.artifact import ArtifactRef
 from gristmill.champions import Champion, champions, register, registry, roll_back, rolled_back
 from gristmill.comparison import Guard
-from gristmill.errors import UsageError, WorkspaceBusy
+from gristmill.errors import RecipeError, UsageError, WorkspaceBusy
+from gristmill.power import Needed
 from gristmill.promotion import Verdict, decide
-from gristmill.recipe import PromoteRecipe
+from gristmill.recipe import PromoteRecipe, build
 from gristmill.statistics import Estimate
 from gristmill.workspace import Workspace
 
@@ -46,6 +47,38 @@ def test_a_failed_guard_refuses_a_better_mean() -> None:
     decision = decide(better, PromoteRecipe(), (held, failed))
     assert decision.verdict is Verdict.REJECTED
     assert "pass@4: -0.200" in decision.reason and "1.1 times" not in decision.reason
+
+
+def test_an_inconclusive_verdict_says_what_would_settle_it() -> None:
+    unsure = lift(0.05, -0.02, 0.12)
+    decision = decide(unsure, PromoteRecipe(), (), Needed(48, 7))
+    assert (decision.verdict, decision.needed_tasks, decision.needed_samples) == (Verdict.INCONCLUSIVE, 48, 7)
+    assert decision.reason.endswith(
+        "it includes +0.000; if the lift is what it seems, 48 held-out tasks (38 more) or 7 samples a task would "
+        "settle it"
+    )
+    assert decision.worth_more_samples
+    hopeless = decide(unsure, PromoteRecipe(), (), Needed(48, None))
+    assert "48 held-out tasks (38 more) would settle it, more samples of these tasks would not" in hopeless.reason
+    assert not hopeless.worth_more_samples
+    once = decide(unsure.model_copy(update={"samples": 20}), PromoteRecipe(), (), Needed(48, None))
+    assert "one sample a task does not say what more would do" in once.reason and once.worth_more_samples
+    below = decide(lift(-0.01, -0.1, 0.08), PromoteRecipe(), (), Needed(None, None))
+    assert "nothing suggests a lift above +0.000" in below.reason and not below.worth_more_samples
+    settled = decide(lift(0.3, 0.1, 0.5), PromoteRecipe(), (), Needed(11, 5))
+    assert (settled.needed_tasks, settled.needed_samples, settled.worth_more_samples) == (None, None, False)
+
+
+def test_two_looks_share_the_error() -> None:
+    once, twice = PromoteRecipe(), PromoteRecipe(on_inconclusive="collect_more")
+    assert (once.look_confidence, twice.look_confidence) == (0.95, 0.975)
+    assert (twice.samples_in_all(4), PromoteRecipe(most_samples=6).samples_in_all(4)) == (16, 6)
+    decision = decide(lift(0.3, 0.1, 0.5), twice, look=2)
+    assert decision.look == 2 and decision.confidence == 0.975
+    assert "97.5% interval" in decision.reason
+    assert decision.reason.endswith("(second of at most two looks, which hold together at 95%)")
+    with pytest.raises(RecipeError, match=r"no more than evaluate.samples \(8\)"):
+        build({"promote": {"on_inconclusive": "collect_more", "most_samples": 8}})
 
 
 def champion(turn: int, digit: str) -> Champion:
