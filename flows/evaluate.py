@@ -78,6 +78,8 @@ def heldout_tasks(recipe: Recipe) -> ArtifactRef:
         seed=recipe.seed,
         split="heldout",
         turn=0,
+        earlier=[],
+        champion=None,
     )
 
 
