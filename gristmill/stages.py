@@ -14,6 +14,7 @@ from gristmill.refresh import BEFORE, OPTIONAL, PREPARE, REPORT, TURN
 
 _ACTING = ("policy.kind", "policy.device", "policy.server", "policy.server_args")
 _WHERE = ("environment.name", "environment.agent", "environment.start")
+_AGAIN = ("environment.fresh",)  # the same tasks again are sampled with another seed
 _SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "batch_size", "seeds")
 
 READS: dict[str, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ READS: dict[str, tuple[str, ...]] = {
     "ingest held-out": (),
     "evaluate": ("promote.confidence", "environment.solved_at"),
     "tasks": ("environment", "seed"),
-    "collect": (*_ACTING, *_WHERE, *(f"collect.{name}" for name in (*_SAMPLING, "temperatures")), "seed"),
+    "collect": (*_ACTING, *_WHERE, *_AGAIN, *(f"collect.{name}" for name in (*_SAMPLING, "temperatures")), "seed"),
     "ingest": (),
     "read": ("rollouts",),
     "sample": ("review", "seed"),
