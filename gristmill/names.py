@@ -127,7 +127,7 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
         UsageError: it means nothing here, or several things.
     """
     said = text.strip().rstrip("…")
-    if not workspace.root.is_dir():
+    if not workspace.is_remote and not workspace.root.is_dir():
         raise UsageError(f"there is no workspace {workspace.root}; name one with --workspace")
     if said == "champion":
         line = champions(workspace)
