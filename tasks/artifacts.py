@@ -98,8 +98,8 @@ def funnel(store: Store, selection: ArtifactRef, stage: str, turn: str) -> None:
     gaps = _gaps(store, tables)
     if gaps:
         text.append(
-            f"Best − worst reward within a task: {sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks have rollouts "
-            "that differ, so something to learn from."
+            f"Best − worst reward within a task: in {sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks rollouts differ; "
+            "only these tell good from poor."
         )
         drawn = charts.histogram(charts.bin_values(gaps, low=0.0, high=1.0), title="Gaps", unit="tasks")
         text.append(picture.markdown(drawn, "Gaps between best and worst rollout of a task"))
@@ -204,7 +204,7 @@ def report(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
         picture.markdown(charts.curve(points, title="Mean reward by turn", interval="interval"), "Mean reward by turn"),
         _table(("", "mean reward", "gate", "examples"), rows),
         *([f"Stopped: {made.stopped}."] if made.stopped else []),
-        f"The whole page: `{ref.location}/report.html` and `reports/{made.recipe}.html` in the workspace.",
+        f"The whole page: `reports/{made.recipe}.html` in the workspace.",
     ]
     create_markdown_artifact("\n\n".join(text), key="report", description=str(ref))
 
