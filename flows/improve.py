@@ -13,9 +13,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
-from flows.evaluate import evaluate
+from flows.evaluate import base, evaluate, heldout_tasks
 from flows.iterate import iterate, require_trainable
-from gristmill import model
 from gristmill.artifact import ArtifactRef
 from gristmill.champions import Champion, register, rolled_back
 from gristmill.collect.run import check
@@ -29,7 +28,7 @@ from gristmill.runs import recorded
 from gristmill.stopping import Spent, nothing_left, spent, stop
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
-from tasks.collect import base_policy, make_tasks
+from tasks.collect import make_tasks
 from tasks.report import PAGE, write_report
 from tasks.sinks import delivering
 
@@ -65,27 +64,9 @@ def improve(
     engine = flow_run.get_id()
     begun = recorded(place, ["improve"], recipe, refresh=refresh, engine=engine)
     with place.locked(), place.entered(), delivering(place, recipe), begun:
-        base = run(
-            base_policy,
-            0,
-            "base policy",
-            model_name=recipe.policy.model,
-            identity=model.identity(recipe.policy.model),
-        )
-        heldout = run(
-            make_tasks,
-            0,
-            "held-out tasks",
-            environment=recipe.environment,
-            source=source(recipe.environment),
-            seed=recipe.seed,
-            split="heldout",
-            turn=0,
-            earlier=[],
-            champion=None,
-        )
-        measured = evaluate(recipe, base, heldout, 0)
-        standing = Standing(base=base, heldout=heldout, champion=base, champion_evaluation=measured.evaluation)
+        start, heldout = base(recipe.policy.model), heldout_tasks(recipe)
+        measured = evaluate(recipe, start, heldout, 0)
+        standing = Standing(base=start, heldout=heldout, champion=start, champion_evaluation=measured.evaluation)
         one_turn = iterate.with_options(
             persist_result=True, result_storage=place.results, result_serializer=RefSerializer()
         )
@@ -115,7 +96,7 @@ def improve(
             turns[-1].turn,
             "report",
             recipe=recipe,
-            base=base,
+            base=start,
             base_evaluation=measured.evaluation,
             base_table=measured.table,
             turns=turns,
