@@ -6,6 +6,7 @@ automation and the deployments are brought to what is asked for.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -119,8 +120,9 @@ def _automation(client: SyncPrefectClient, dead_after: float) -> None:
     )
     there = client.read_automations_by_name(DEAD)
     if there:
-        # Prefect sends only what was set by name, and would leave out the kind of the action.
-        client.update_automation(there[0].id, AutomationCore.model_validate(wanted.model_dump()))
+        # Prefect sends what was set by name: without this round the kind of the action would not be among it.
+        complete = AutomationCore.model_validate(wanted.model_dump(exclude={"owner_resource"}))
+        client.update_automation(there[0].id, complete)
     else:
         client.create_automation(wanted)
 
@@ -139,4 +141,6 @@ def _deploy(plan: Plan) -> None:
         )
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split())
-        raise EngineError(f"`prefect deploy` refused: {words[-600:]}")
+        # A refusal by the server repeats all that it was sent.
+        told = re.search(r"'msg': (['\"])(.+?)\1, '", words)
+        raise EngineError(f"`prefect deploy` refused: {told[2] if told else words[-600:]}")

@@ -544,6 +544,15 @@ class HubSinkRecipe(Section):
         return self
 
 
+class WebhookSinkRecipe(Section):
+    """A webhook: finished turns with the gate's decision, and ends of runs."""
+
+    url_env: str = Field("GRISTMILL_WEBHOOK_URL", description="Environment variable that holds the URL.")
+    secret_env: str | None = Field(
+        None, description="Environment variable that holds the secret that signs (Standard Webhooks); null: unsigned."
+    )
+
+
 class SinksRecipe(Section):
     """Where else a run is told of (docs/sinks.md). All off by default; none changes results or can fail a run."""
 
@@ -551,6 +560,7 @@ class SinksRecipe(Section):
     trackio: TrackioSinkRecipe | None = Field(None, description="trackio; {} takes its defaults.")
     openlineage: OpenLineageSinkRecipe | None = Field(None, description="OpenLineage events; {} takes the defaults.")
     hub: HubSinkRecipe | None = Field(None, description="Hugging Face Hub.")
+    webhook: WebhookSinkRecipe | None = Field(None, description="A webhook; {} takes its defaults.")
     other: dict[str, dict[str, Any]] = Field(
         default={}, description="Sinks of other packages: name of the entry point → its settings."
     )

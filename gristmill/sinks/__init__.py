@@ -49,6 +49,7 @@ _BUILT_IN = {
     "trackio": _BuiltIn("gristmill.sinks.trackio:TrackioSink", "trackio", "trackio"),
     "openlineage": _BuiltIn("gristmill.sinks.openlineage:OpenLineageSink", "openlineage.client", "openlineage"),
     "hub": _BuiltIn("gristmill.sinks.hub:HubSink", "huggingface_hub", "hub"),
+    "webhook": _BuiltIn("gristmill.sinks.webhook:WebhookSink", "httpx", ""),  # httpx is always there
 }
 
 
