@@ -18,6 +18,8 @@ import typer
 from gristmill.errors import GristmillError, UsageError, full_disk
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.improve import Outcome
     from flows.prepare import PreparedRun
     from gristmill.artifact import ArtifactRef
@@ -514,8 +516,6 @@ def trace(
     json: JsonOption = False,
 ) -> None:
     """What made this: up to the rollouts, tasks, policies and recipe, by whatever name it has."""
-    from rich.console import Console
-
     from gristmill.trace_command import run
 
     run(
@@ -526,7 +526,7 @@ def trace(
         json=json,
         mermaid=mermaid,
         html=html,
-        console=Console(highlight=False),
+        console=_console(),
     )
 
 
@@ -545,11 +545,9 @@ def impact(
     json: JsonOption = False,
 ) -> None:
     """What this went into: down to dataset rows, datasets, models, evaluations and promotions."""
-    from rich.console import Console
-
     from gristmill.trace_command import mark, run
 
-    console = Console(highlight=False)
+    console = _console()
     if taint or untaint:
         mark(
             what,
@@ -572,11 +570,9 @@ def tag(
     json: JsonOption = False,
 ) -> None:
     """Give anything a name; a tag that stands elsewhere moves, and its history stays."""
-    from rich.console import Console
-
     from gristmill.trace_command import name
 
-    name(words, remove=remove, note=False, workspace=workspace, json=json, console=Console(highlight=False))
+    name(words, remove=remove, note=False, workspace=workspace, json=json, console=_console())
 
 
 @app.command()
@@ -586,50 +582,70 @@ def note(
     json: JsonOption = False,
 ) -> None:
     """Write a note on anything."""
-    from rich.console import Console
-
     from gristmill.trace_command import name
 
-    name(words, remove=False, note=True, workspace=workspace, json=json, console=Console(highlight=False))
+    name(words, remove=False, note=True, workspace=workspace, json=json, console=_console())
 
 
-@app.command()
+champion_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+app.add_typer(champion_app, name="champion")
+
+
+@champion_app.callback()
 def champion(
-    action: Annotated[
-        Literal["rollback"] | None, typer.Argument(help="Take the last promotion back.", show_default=False)
-    ] = None,
-    reason: Annotated[str, typer.Option(help="For a rollback: why, for the registry.")] = "",
+    context: typer.Context,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     json: JsonOption = False,
 ) -> None:
-    """Who is champion, since when, and on what evidence; `champion rollback` steps back."""
-    from gristmill.champions import Champion, champions, registry, roll_back
-    from gristmill.workspace import Workspace
+    """Who is champion, since when, and on what evidence; rollback, aliases, export."""
+    from gristmill.champion_command import show
+    from gristmill.errors import UsageError
 
-    place = Workspace(workspace)
-    if action == "rollback":
-        taken = roll_back(place, reason)
-        if json:
-            _print_json(taken.model_dump(mode="json"))
-        else:
-            print(f"{taken.checkpoint} is rolled back; {taken.back_to} is champion again, for the next run too")
-        return
-    if json:
-        _print_json([entry.model_dump(mode="json") for entry in registry(place)])
-        return
-    line, now = registry(place), champions(place)
-    if not line:
-        print(f"no champion in {_called(workspace)}: nothing has been promoted yet")
-    for entry in line:
-        if isinstance(entry, Champion):
-            lift = entry.lift
-            interval = f" [{lift.low:+.3f}, {lift.high:+.3f}]" if lift.low is not None and lift.high is not None else ""
-            mark = "*" if now and entry == now[-1] else " "
-            where = f"{entry.recipe} turn {entry.turn}"
-            print(f"{mark} {entry.time}  {where}  {entry.checkpoint}  lift {lift.mean:+.3f}{interval}")
-        else:
-            why = f": {entry.reason}" if entry.reason else ""
-            print(f"  {entry.time}  {entry.checkpoint} rolled back to {entry.back_to}{why}")
+    if context.invoked_subcommand is None:
+        show(workspace, json=json, console=_console())
+    elif context.get_parameter_source("workspace").name == "COMMANDLINE" or json:  # type: ignore[union-attr]
+        raise UsageError(f"options stand after the action: gristmill champion {context.invoked_subcommand} -w …")
+
+
+@champion_app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for the registry.")] = "",
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Take the last promotion back; the next run goes on from the champion before."""
+    from gristmill.champion_command import step_back
+
+    step_back(workspace, reason, json=json, console=_console())
+
+
+@champion_app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="Such as production.")],
+    what: Annotated[str | None, typer.Argument(metavar="[ID]", help="A model; the champion if not given.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Give a model a name that can move; where it was stays in names.jsonl."""
+    from gristmill.champion_command import alias as run
+
+    run(workspace, name, what, remove=remove, json=json, console=_console())
+
+
+@champion_app.command("export")
+def export_champion(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model; new or empty.")],
+    what: Annotated[str | None, typer.Argument(metavar="[ID]", help="A model; the champion if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Write a model as a Hugging Face folder with a model card that says how it came to be."""
+    from gristmill.champion_command import export
+
+    _quiet_libraries()
+    export(workspace, what, out, force=force, json=json, console=_console())
 
 
 @app.command()
@@ -862,6 +878,13 @@ def _shown(path: Path) -> str:
     """Relative to here where that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
+
+
+def _console() -> Console:
+    """Standard output; lines are broken for people only."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _print_json(value: Any) -> None:
