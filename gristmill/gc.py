@@ -26,7 +26,7 @@ from gristmill.artifact import MANIFEST, ArtifactRef, Manifest
 from gristmill.champions import champions
 from gristmill.doctor import dangling, refs_in
 from gristmill.errors import ArtifactDamaged, StoreError
-from gristmill.runs import JOURNAL, RUNS, Run, folder_bytes, runs
+from gristmill.runs import JOURNAL, RUNS, Run, folder_bytes, runs, unfinished
 from gristmill.workspace import Workspace
 
 KEEP_RUNS = 5
@@ -227,8 +227,8 @@ def _children_first(manifests: dict[ArtifactRef, Manifest], spare: Iterable[Arti
 
 def _spare_folders(workspace: Workspace, recent: Sequence[Run]) -> set[Path]:
     """Work that no unfinished run among those kept goes on with; damaged artifacts that were made again since."""
-    unfinished = [run.started for run in recent if run.outcome != "done"]
-    since = datetime.fromisoformat(min(unfinished)).timestamp() if unfinished else None
+    begun = [run.started for run in unfinished(recent) if run.started]
+    since = datetime.fromisoformat(min(begun)).timestamp() if begun else None
     spare = {path for path in (workspace.root / "work").glob("*") if since is None or _touched(path) < since}
     for path in (workspace.root / "damaged").glob("*-*.*"):
         kind, _, rest = path.name.partition("-")

@@ -1,4 +1,4 @@
-"""`gristmill resume`: go on with the last unfinished run of the loop, or the last one, from what its workspace recorded.
+"""`gristmill resume`: go on with the last unfinished run of the loop, or the last one, from what was recorded of it.
 
 No recipe file is read: the run that is taken up has its recipe in `runs.jsonl`. Stages that it was told to do again
 (`--from`, `--force`) and did not get to are done again now. Also here: the command to print when a run ends early.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gristmill.errors import UsageError
 from gristmill.recipe import Recipe, build
 from gristmill.refresh import Refresh
-from gristmill.runs import Run, owed, resolve, runs
+from gristmill.runs import Run, owed, resolve, runs, unfinished
 from gristmill.workspace import Workspace
 
 _AGAIN = ("--from", "--force")
@@ -42,20 +42,10 @@ def resumed(workspace: Workspace, overrides: Sequence[str] = (), refresh: Refres
             f"no run of the loop is recorded in {workspace}; begin one with `gristmill improve RECIPE -w "
             f"{shlex.quote(str(workspace))}`"
         )
-    run = to_go_on(loops)
+    run = (unfinished(loops) or loops)[-1]
     assert run.recipe is not None
     recipe = build(run.recipe, overrides, source=f"the recipe of run {run.number}")
     return Resumed(run, recipe, refresh_of(workspace, recipe, refresh) if refresh else owed(run))
-
-
-def to_go_on(loops: Sequence[Run]) -> Run:
-    """The last unfinished run that no later run of the same recipe finished; else the last run."""
-    for number, run in reversed(list(enumerate(loops))):
-        if run.outcome != "done" and not any(
-            later.outcome == "done" and later.recipe == run.recipe for later in loops[number + 1 :]
-        ):
-            return run
-    return loops[-1]
 
 
 def refresh_of(workspace: Workspace, recipe: Recipe, refresh: Refresh) -> Refresh:

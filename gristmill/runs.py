@@ -243,6 +243,19 @@ def find(workspace: Workspace, text: str) -> Run:
     raise UsageError(f"there is no run {text!r} in {workspace.root}; it has {there}")
 
 
+def unfinished(known: Sequence[Run]) -> list[Run]:
+    """Runs that did not end well, and that no later run of the same recipe finished."""
+    return [
+        run
+        for number, run in enumerate(known)
+        if run.outcome != "done"
+        and not any(
+            later.outcome == "done" and (later.flow, later.recipe) == (run.flow, run.recipe)
+            for later in known[number + 1 :]
+        )
+    ]
+
+
 def owed(run: Run) -> Refresh:
     """What a run that goes on with this one must still do again."""
     if not run.refresh:
