@@ -108,11 +108,11 @@ def _weights(folder: Path, start: Path) -> tuple[float | None, list[Finding]]:
     import torch
     from safetensors import SafetensorError
 
-    ours, theirs = _tensors(folder), _tensors(start)
-    if not ours:
-        return None, [_error("weights", f"there are no safetensors weights in {folder.name}")]
     differing, compared = 0, 0
     try:
+        ours, theirs = _tensors(folder), _tensors(start)
+        if not ours:
+            return None, [_error("weights", f"there are no safetensors weights in {folder.name}")]
         for name, file in ours.items():
             tensor = _read(file, name)
             if not torch.isfinite(tensor).all():

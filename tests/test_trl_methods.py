@@ -262,6 +262,7 @@ def lacking(tmp_path, monkeypatch):
     return most
 
 
+@pytest.mark.live
 def test_out_of_memory_halves_the_rows_at_once_and_the_step_stays_the_same(base, tmp_path, lacking):
     data = training.write(tmp_path / "data", "sft", rows=8)
     whole = trained(training.job(base, data, tmp_path / "whole", epochs=2))[-1]

@@ -90,7 +90,7 @@ def beside_weights(folder: Path) -> list[Path]:
 def _save_adapter(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    # peft names the folder that the weights came from, a path of this machine; the manifest's parents say which they are.
+    # peft names the folder that the weights came from, a path of this machine; the manifest has their digest.
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True))
