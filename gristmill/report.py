@@ -277,10 +277,21 @@ def decision_words(turn: TurnReport) -> str:
         Verdict.REJECTED: f"Even the upper bound, {high}, is not above {limit}: it was rejected and the "
         "champion stays.",
         Verdict.INCONCLUSIVE: f"The interval includes {limit}, so this does not decide: it was not promoted "
-        "and the champion stays. More held-out tasks or samples could settle it.",
+        f"and the champion stays. {settling_words(decision)}",
     }
     later = " It was rolled back later: the champion before it stands again." if turn.gate.rolled_back else ""
     return facts + verdict[decision.verdict] + later
+
+
+def settling_words(decision: Decision) -> str:
+    """What more evidence would settle an inconclusive decision."""
+    if decision.lift.mean <= decision.min_effect:
+        return "Nothing suggests a lift that more evidence would confirm."
+    ways = [f"{count(decision.needed_tasks, 'held-out task')} in all"] if decision.needed_tasks else []
+    ways += [f"{count(decision.needed_samples, 'sample')} of each task"] if decision.needed_samples else []
+    if not ways:
+        return "No number of tasks within reach would settle it."
+    return f"If the lift is what it seems, {' or '.join(ways)} would settle it."
 
 
 def estimate_words(estimate: Estimate) -> str:

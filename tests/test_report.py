@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gristmill.charts import bin_values
+from gristmill.power import Needed
 from gristmill.promotion import decide
 from gristmill.recipe import PromoteRecipe
 from gristmill.report import (
@@ -34,6 +35,7 @@ from gristmill.report import (
     fold,
     headline,
     render,
+    settling_words,
     visible,
 )
 from gristmill.statistics import Estimate, mean_reward
@@ -490,3 +492,16 @@ def test_durations_are_words() -> None:
         "5 min 12 s",
         "2 h 3 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "more", "said"),
+    [
+        (0.02, Needed(420, 32), "420 held-out tasks in all or 32 samples of each task would settle it"),
+        (0.02, Needed(420, None), "If the lift is what it seems, 420 held-out tasks in all would settle it"),
+        (0.02, Needed(None, None), "No number of tasks within reach"),
+        (-0.01, Needed(None, None), "Nothing suggests a lift"),
+    ],
+)
+def test_an_inconclusive_decision_says_what_would_settle_it(mean: float, more: Needed, said: str) -> None:
+    assert said in settling_words(decide(estimate(mean, 0.05), PromoteRecipe(), more=more))
