@@ -229,7 +229,14 @@ def _table(found: Compared) -> Table:
         )
     if len(both.categories) > 1:
         for category in both.categories:
-            add(f"  {category.name}", "", "", f"{category.estimate.mean:+.3f}", _interval(category.estimate))
+            before, after = (side.categories[category.name].mean for side in (one, other))
+            add(
+                f"  {category.name}",
+                f"{before:.3f}",
+                f"{after:.3f}",
+                f"{category.estimate.mean:+.3f}",
+                _interval(category.estimate),
+            )
     for what, a, b, ratio in (
         ("characters", one.chars, other.chars, both.chars),
         ("tokens", one.tokens, other.tokens, both.tokens),
