@@ -71,11 +71,11 @@ def copy(source: Workspace, target: Workspace, watch: Watch | None = None) -> Co
         if watch is not None:
             watch(len(refs), len(refs))
         for name in names:
-            data = growing.get(name) if name in growing else source.get_file(name)
-            if data is not None and name.startswith("results/"):
-                data = without_folder(data)
-            if data is not None and not (target.get_file(name) or b"").startswith(data):
-                target.put_file(name, data)
+            content = growing[name] if name in growing else source.get_file(name)
+            if content is not None and name.startswith("results/"):
+                content = without_folder(content)
+            if content is not None and not (target.get_file(name) or b"").startswith(content):
+                target.put_file(name, content)
                 done.files += 1
     return done
 

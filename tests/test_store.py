@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
+from gristmill import artifact
 from gristmill.artifact import ArtifactRef
-from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
+from gristmill.errors import ArtifactDamaged, ArtifactMissing, NewerSchema, StoreError
 from gristmill.store import Store, step_version
 
 
@@ -101,6 +104,63 @@ def test_a_truncated_manifest_is_damage_not_a_traceback(tmp_path: Path) -> None:
     assert not store.exists(ref)
     with pytest.raises(ArtifactDamaged, match="run again to remake it"):
         store.manifest(ref)
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ref = put(store)
+    manifest = store.path(ref) / "manifest.json"
+    newer = manifest.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2')
+    manifest.write_bytes(newer)
+    for act in (store.manifest, store.exists, lambda _: put(store)):
+        with pytest.raises(NewerSchema, match=r"schema version 2, and this Gristmill reads up to 1: .* upgrade"):
+            act(ref)
+    assert manifest.read_bytes() == newer
+
+
+def test_an_older_schema_is_brought_forward_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    ref = put(store, counts={"rows": 3})
+    before = (store.path(ref) / "manifest.json").read_bytes()
+    monkeypatch.setattr(artifact, "SCHEMA_VERSION", 3)
+    monkeypatch.setitem(artifact.MIGRATIONS, 1, lambda raw: raw | {"counts": {"rows_read": raw["counts"]["rows"]}})
+    monkeypatch.setitem(artifact.MIGRATIONS, 2, lambda raw: raw | {"stage": raw["stage"].upper(), "schema_version": 3})
+    manifest = store.manifest(ref)
+    assert (manifest.counts, manifest.stage) == ({"rows_read": 3}, "TEST")
+    assert (store.path(ref) / "manifest.json").read_bytes() == before
+
+
+def test_two_processes_commit_the_same_at_once(tmp_path: Path) -> None:
+    one, two = Store(tmp_path), Store(tmp_path)
+    with one.draft("dataset") as first, two.draft("dataset") as second:
+        for draft in (first, second):
+            (draft.path / "a.txt").write_text("x")
+        assert first.commit(stage="first") == second.commit(stage="second")
+    (ref,) = one.refs()
+    assert one.manifest(ref).stage == "first"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(
+        StoreError, match=r"stage test could not be stored: No space left on device; .* same command again"
+    ):
+        put(store)
+    monkeypatch.undo()
+    assert list(store.refs()) == []
+    put(store)
+
+
+def test_what_is_removed_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ref = put(store)
+    store.remove(ref)
+    store.remove(ref)
+    assert list(store.refs()) == []
 
 
 def test_an_empty_payload_is_refused(tmp_path: Path) -> None:

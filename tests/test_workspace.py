@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gristmill.errors import StoreError, WorkspaceBusy
+from gristmill.errors import NewerSchema, StoreError, WorkspaceBusy
 from gristmill.workspace import Workspace, append_line, read_lines
 
 
@@ -50,6 +50,34 @@ def test_a_torn_tail_is_owed_again(tmp_path: Path) -> None:
     assert read_lines(path) == [{"n": 1}]
     append_line(path, {"n": 3})
     assert read_lines(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_lines_that_are_no_json_or_newer_are_named(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    place.append("champions.jsonl", {"n": 1}, {"n": 2})
+    path = tmp_path / "champions.jsonl"
+    path.write_bytes(path.read_bytes() + b"{torn\n")
+    with pytest.raises(StoreError, match=r"champions\.jsonl, line 3: expected JSON, found b'\{torn'"):
+        place.read("champions.jsonl")
+    path.write_bytes(b'{"schema_version": 2}\n')
+    with pytest.raises(NewerSchema, match=r"line 1, has schema version 2"):
+        place.read("champions.jsonl")
+
+
+def test_files_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    assert place.get_file("reviews/a.json") is None
+    for data in (b"first", b"second"):
+        place.put_file("reviews/a.json", data)
+        assert place.get_file("reviews/a.json") == data
+    assert place.file_names("reviews") == ["reviews/a.json"]
+
+
+def test_a_workspace_is_found_where_there_is_a_folder(tmp_path: Path) -> None:
+    assert Workspace.found(tmp_path / "none") is None
+    found = Workspace.found(tmp_path)
+    assert found is not None
+    assert str(found) == found.location == str(tmp_path)
 
 
 def test_a_workspace_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ class RemoteStore(Store):
             counted.add(entry.bytes)
 
         _each(manifest.files, send, counted.telling(total, "bytes, uploading"))
+        self._listed.pop(ref.location, None)
         sizes = self._sizes(ref)
         for entry in manifest.files:
             if sizes.get(entry.name) != entry.bytes:
