@@ -129,7 +129,7 @@ class Slurm:
         """The batch script."""
         recipe, nodes = self.recipe, self.recipe.nodes
         options = [f"--job-name={_name(job, attempt)}", f"--nodes={nodes}", "--ntasks-per-node=1"]
-        options += [f"--output={job.log}", "--open-mode=append", "--no-requeue"]
+        options += [f"--chdir={job.work}", f"--output={job.log}", "--open-mode=append", "--no-requeue"]
         if recipe.gpus:
             options.append(f"--gpus-per-node={recipe.gpus}")
         for option in ("partition", "account", "time"):
