@@ -26,6 +26,7 @@ from gristmill.artifact import ArtifactRef, summary
 from gristmill.checks import Report, page
 from gristmill.dataset.card import describe
 from gristmill.evaluation import read_evaluation
+from gristmill.lineage_page import mermaid
 from gristmill.promotion import read_decision
 from gristmill.recipe import FormatRecipe
 from gristmill.rollout import parse
@@ -34,11 +35,12 @@ from gristmill.sample import stratified
 from gristmill.statistics import Estimate
 from gristmill.store import Store
 from gristmill.table import parts, read_raw
+from gristmill.tracing import trace
 from gristmill.workspace import Workspace
 
 _SAMPLES = 2  # of low, middle and high reward each
 _LONGEST = 1500  # characters of a message in a sample
-_NODES = 60  # of the graph, the nearest to the decision
+_LINES = 400  # of a graph; mermaid draws no more than 500 arrows
 
 Show = Callable[[Store, ArtifactRef, str, str], None]
 """Makes artifacts of (store, what a stage gave, the stage as the terminal shows it, its turn)."""
@@ -98,8 +100,8 @@ def funnel(store: Store, selection: ArtifactRef, stage: str, turn: str) -> None:
     gaps = _gaps(store, tables)
     if gaps:
         text.append(
-            f"Best − worst reward within a task: in {sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks rollouts differ; "
-            "only these tell good from poor."
+            f"Best − worst reward within a task: in {sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks rollouts "
+            "differ; only these tell good from poor."
         )
         drawn = charts.histogram(charts.bin_values(gaps, low=0.0, high=1.0), title="Gaps", unit="tasks")
         text.append(picture.markdown(drawn, "Gaps between best and worst rollout of a task"))
@@ -165,7 +167,7 @@ def gate(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
     drawn = charts.curve(points, title="Champion and challenger", interval=f"{decision.confidence:.0%} interval")
     text.append(picture.markdown(drawn, "Champion and challenger"))
     create_markdown_artifact("\n\n".join(text), key="gate", description=f"Turn {turn}, {ref}")
-    create_markdown_artifact(lineage(store, ref), key="lineage", description=f"What {ref} rests on")
+    create_markdown_artifact(lineage(Workspace.current(), ref), key="lineage", description=f"What {ref} rests on")
 
 
 def dataset(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
@@ -209,27 +211,13 @@ def report(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
     create_markdown_artifact("\n\n".join(text), key="report", description=str(ref))
 
 
-def lineage(store: Store, ref: ArtifactRef) -> str:
-    """Everything that an artifact rests on, as a mermaid graph; the nearest first, at most `_NODES`."""
-    order, arrows = [ref], []
-    for one in order:
-        for parent in dict.fromkeys(store.manifest(one).parents):
-            if not store.exists(parent):
-                continue
-            if parent not in order:
-                if len(order) >= _NODES:
-                    continue
-                order.append(parent)
-            arrows.append((parent, one))
-    names = {one: f"n{number}" for number, one in enumerate(order)}
-    lines = ["```mermaid", "flowchart TD"]
-    for one, name in names.items():
-        manifest = store.manifest(one)
-        said = re.sub(r'["<>`#;\[\]]', " ", summary(manifest))
-        lines.append(f'  {name}["{one}<br/>{manifest.stage}{": " + said if said else ""}"]')
-    lines += [f"  {names[above]} --> {names[below]}" for above, below in arrows]
-    lines += ["```", "", f"`gristmill trace {ref}` goes down to single rollouts."]
-    return "\n".join(lines)
+def lineage(workspace: Workspace, ref: ArtifactRef) -> str:
+    """Everything that an artifact rests on, as a mermaid graph."""
+    graph = mermaid(trace(workspace, str(ref))).replace("flowchart LR", "flowchart TD", 1)  # the UI's column is narrow
+    more = f"`gristmill trace {ref} --html lineage.html` is a page that one can click, down to single rollouts."
+    if graph.count("\n") > _LINES:
+        return f"The graph is too large for this page. {more}"
+    return f"```mermaid\n{graph}\n```\n\n{more}"
 
 
 def _gaps(store: Store, tables: Sequence[ArtifactRef]) -> list[float]:

@@ -147,8 +147,8 @@ class Told(NamedTuple):
 
 
 class _Line(NamedTuple):
-    time: str
-    rank: int  # of equal times: starts, productions, promotions, ends
+    run: int
+    rank: int  # within a run: its start, productions, promotions, its end
     source: Source
     value: Any
 
@@ -171,7 +171,7 @@ def owed(workspace: Workspace, position: Position) -> int:
 
 
 def events(workspace: Workspace, position: Position) -> Iterator[Told]:
-    """Every line after `position`, in order of time."""
+    """Every line after `position`: run after run, each file in its own order."""
     runs = workspace.read(RUNS)
     journal = workspace.read(JOURNAL)
     champions = registry(workspace)
@@ -179,10 +179,11 @@ def events(workspace: Workspace, position: Position) -> Iterator[Told]:
         position = Position()  # the files are not those that grew: whatever they say is new
     teller = _Teller(workspace, {line["run"]: line["recipe"] for line in runs if line["event"] == "start"})
     at = Position()
+    starts = [(line["time"], line["run"]) for line in runs if line["event"] == "start"]
     for line in heapq.merge(
-        (_Line(line["time"], 0 if line["event"] == "start" else 3, "runs", line) for line in runs),
-        (_Line(line["time"], 1, "journal", line) for line in journal),
-        (_Line(line.time, 2, "champions", line) for line in champions),
+        (_Line(line["run"], 0 if line["event"] == "start" else 3, "runs", line) for line in runs),
+        (_Line(line.get("run", 0), 1, "journal", line) for line in journal),
+        (_Line(_run_at(starts, line.time), 2, "champions", line) for line in champions),
         key=lambda line: line[:2],
     ):
         at = at.past(line.source)
@@ -190,6 +191,11 @@ def events(workspace: Workspace, position: Position) -> Iterator[Told]:
         told = teller.tell(line, new)
         if new:
             yield Told(_furthest(position, at), told)
+
+
+def _run_at(starts: list[tuple[str, int]], time: str) -> int:
+    """The last run that had begun; 0 before the first."""
+    return next((run for began, run in reversed(starts) if began <= time), 0)
 
 
 def _furthest(a: Position, b: Position) -> Position:
@@ -222,7 +228,7 @@ class _Teller:
         """The event of a line; None if it was said before, or (`new` false) is only to be remembered."""
         value = line.value
         if line.source == "runs":
-            return self._started_or_ended(line.time, value) if new else None
+            return self._started_or_ended(value) if new else None
         if isinstance(value, Champion):
             run = self._unknown(value.recipe)
             return Promoted(id=self._id(run, value), time=value.time, run=run, champion=value) if new else None
@@ -243,15 +249,17 @@ class _Teller:
         except ArtifactMissing:
             return None  # deleted since, by hand or by gc: nobody can be told of it any more
 
-    def _started_or_ended(self, time: str, line: dict[str, Any]) -> Event:
+    def _started_or_ended(self, line: dict[str, Any]) -> Event:
         run = self.runs.get(line["run"]) or self._unknown()
         said = digest({"run": run.key, "number": line["run"], "event": line["event"]})
         if line["event"] == "start":
             recipe = {name: value for name, value in line["recipe"].items() if name != "sinks"}
             return RunStarted(
-                id=said, time=time, run=run, number=line["run"], recipe=recipe, gristmill=line["gristmill"]
+                id=said, time=line["time"], run=run, number=line["run"], recipe=recipe, gristmill=line["gristmill"]
             )
-        return RunEnded(id=said, time=time, run=run, number=line["run"], outcome=line["outcome"], error=line["error"])
+        return RunEnded(
+            id=said, time=line["time"], run=run, number=line["run"], outcome=line["outcome"], error=line["error"]
+        )
 
     def _produced(self, run: RunOf, made: Production, said: str) -> Produced:
         store, ref = self.store, self._ref(made.result)

@@ -79,9 +79,9 @@ class OpenLineageSink:
             case Produced():
                 yield from self._stage(event)
             case Promoted():
-                yield self._champion(event.id, event.run, event.champion.checkpoint, event.time)
+                yield from self._champion(event.id, event.run, event.champion.checkpoint, event.time)
             case RolledBack():
-                yield self._champion(event.id, event.run, event.rollback.back_to, event.time)
+                yield from self._champion(event.id, event.run, event.rollback.back_to, event.time)
 
     def _run(self, of: RunOf, number: int, state: RunState, time: str, error: str | None = None) -> RunEvent:
         facets: dict[str, Any] = {}
@@ -113,15 +113,12 @@ class OpenLineageSink:
             **common,
         )
 
-    def _champion(self, said: str, of: RunOf, checkpoint: ArtifactRef, time: str) -> RunEvent:
+    def _champion(self, said: str, of: RunOf, checkpoint: ArtifactRef, time: str) -> Iterable[RunEvent]:
+        run, job = Run(runId=_uuid(said)), self._job(f"{of.name}.champion", "TASK")
         output = OutputDataset(self.namespace, f"{of.name}/champion", facets=_version(checkpoint.digest))
-        return RunEvent(
-            eventType=RunState.COMPLETE,
-            eventTime=time,
-            producer=PRODUCER,
-            run=Run(runId=_uuid(said)),
-            job=self._job(f"{of.name}.champion", "TASK"),
-            outputs=[output],
+        yield RunEvent(eventType=RunState.START, eventTime=time, producer=PRODUCER, run=run, job=job)
+        yield RunEvent(
+            eventType=RunState.COMPLETE, eventTime=time, producer=PRODUCER, run=run, job=job, outputs=[output]
         )
 
     def _job(self, name: str, kind: str) -> Job:
