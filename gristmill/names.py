@@ -158,7 +158,7 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
     if called:
         return _only(text, called, "name one by its digest")
     path = Path(said).expanduser()
-    if path.exists():
+    if said and path.exists():
         same = holding(_manifests(workspace), path)
         if same:
             return _only(text, same, "name one by its digest")
