@@ -733,6 +733,32 @@ def copy_workspace(
     run(source, target, check=verify, json=json)
 
 
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder that rollouts are written to.", show_default=False)],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds for which a file must not have changed.")] = 30,
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 10,
+    once: Annotated[bool, typer.Option("--once", help="Look at what is there, and end.")] = False,
+) -> None:
+    """Tell Prefect of new, complete rollout files, so that deployments start on them."""
+    from flows.events import watch as run
+    from gristmill.workspace import Workspace
+
+    try:
+        run(folder, Workspace(workspace), settle=settle, poll=poll, once=once, tell=print)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@places.command("verify")
+def verify_workspace(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+    """Hash every artifact again, where the workspace is."""
+    from gristmill.workspace_command import check
+
+    check(workspace, json=json)
+
+
 def demo_recipe() -> Path:
     """The recipe of the demo: in the wheel beside this module, in a clone under `recipes/`."""
     here = Path(__file__).resolve().parent
@@ -814,9 +840,10 @@ def _evaluated(
     def load() -> Callable[[Workspace], tuple[ArtifactRef, ...]]:
         from flows.evaluate import evaluate_policies as flow
 
-        return lambda place: flow(recipe, str(place.root), list(policies))
+        return lambda place: flow(recipe, place.location, list(policies))
 
-    place, _, found = _flow(load, f"{recipe.name}: evaluate {' and '.join(names)} in {workspace}", workspace, as_json)
+    title = f"{recipe.name}: evaluate {' and '.join(names)} in {_called(workspace)}"
+    place, _, found = _flow(load, title, workspace, as_json)
     return place, found, recipe
 
 

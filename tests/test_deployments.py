@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -257,3 +259,20 @@ def test_results_of_every_step_are_json() -> None:
     ]
     assert len(steps) > 10
     assert {type(one.result_serializer) for one in steps} == {caching.RefSerializer}
+
+
+def test_schedules_start_runs(prefect_server: str) -> None:
+    """With SQLAlchemy 2.1 Prefect's scheduler fails on every schedule, and only its log says so."""
+    import sqlalchemy
+
+    if "UV" not in os.environ and not sqlalchemy.__version__.startswith("2.0."):
+        pytest.skip(f"not run by uv, and SQLAlchemy {sqlalchemy.__version__} is installed")
+    with httpx.Client(base_url=prefect_server, timeout=30) as client:
+        flow = client.post("/flows/", json={"name": "nothing"}).raise_for_status().json()["id"]
+        schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+        asked = {"name": "often", "flow_id": flow, "schedules": [schedule]}
+        made = client.post("/deployments/", json=asked).raise_for_status().json()["id"]
+        client.post(f"/deployments/{made}/schedule", json={}).raise_for_status()
+        found = client.post("/flow_runs/filter", json={"deployments": {"id": {"any_": [made]}}}).json()
+        client.delete(f"/deployments/{made}").raise_for_status()
+    assert len(found) > 1

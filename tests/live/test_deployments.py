@@ -113,7 +113,7 @@ class Stack:
             "PREFECT_API_AUTH_STRING": PASSWORD,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_WORKER_PREFETCH_SECONDS": "2",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
         }
@@ -232,6 +232,7 @@ class Stack:
         )
 
     def close(self) -> None:
+        self.http.close()
         for pid in processes(str(self.folder)):
             try:
                 os.kill(pid, signal.SIGKILL)

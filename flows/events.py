@@ -1,0 +1,99 @@
+"""What Gristmill tells Prefect's event stream, for automations.
+
+    gristmill.rollouts.arrived    resource gristmill.rollouts.<sha256>; payload path, bytes, sha256
+    gristmill.turn.finished       resource gristmill.decision.<digest>; payload recipe, turn, verdict, lift …
+
+An arrival is posted, and its answer awaited, because what starts on it must not be lost. A finished turn goes the way
+of Prefect's own events, which never holds a run up.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events import emit_event
+from prefect.events.schemas.events import Event, Resource
+from prefect.exceptions import PrefectHTTPStatusError
+
+from flows.server import configured_api
+from gristmill.arrivals import Arrival, Arrivals
+from gristmill.errors import EngineError
+from gristmill.loop import Turn
+from gristmill.promotion import Decision
+from gristmill.recipe import Recipe
+from gristmill.workspace import Workspace
+
+ARRIVED = "gristmill.rollouts.arrived"
+FINISHED = "gristmill.turn.finished"
+
+
+def finished(recipe: Recipe, turn: Turn, decision: Decision) -> None:
+    """Tell of a turn that was judged."""
+    emit_event(
+        FINISHED,
+        resource={
+            "prefect.resource.id": f"gristmill.decision.{turn.decision.digest}",
+            "prefect.resource.name": f"{recipe.name} turn {turn.turn}",
+        },
+        payload={
+            "recipe": recipe.name,
+            "turn": turn.turn,
+            "verdict": decision.verdict,
+            "promoted": decision.promoted,
+            "reason": decision.reason,
+            "lift": decision.lift.model_dump(mode="json"),
+            "challenger": turn.checkpoint.location,
+            "champion": turn.champion.location,
+        },
+    )
+
+
+def watch(
+    folder: Path, workspace: Workspace, *, settle: float, poll: float, once: bool, tell: Callable[[str], None]
+) -> int:
+    """Tell of files as they arrive; how many. `once`: ends after what is there has been looked at.
+
+    Raises:
+        EngineError: no server is configured; or, `once`, it does not take an event.
+        InputError: there is no such folder.
+    """
+    if configured_api() is None:
+        raise EngineError("no Prefect server is configured; start one and set PREFECT_API_URL (docs/deploy-server.md)")
+    arrivals, count = Arrivals(folder, workspace, settle=settle), 0
+    end = time.monotonic() + settle if once else float("inf")
+    while True:
+        last = time.monotonic() >= end
+        try:
+            with get_client(sync_client=True) as client:
+                for arrival in arrivals.look():
+                    _post(client, arrival)
+                    arrivals.told(arrival)
+                    count += 1
+                    tell(f"{arrival.path}: {arrival.bytes} bytes, sha256 {arrival.sha256[:12]}")
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if once:
+                raise EngineError(f"the Prefect server did not take an event: {error}") from error
+            tell(f"the Prefect server did not take an event, which will be told again: {error}")
+        if last:
+            return count
+        time.sleep(max(0.1, min(poll, end - time.monotonic())))
+
+
+def _post(client: SyncPrefectClient, arrival: Arrival) -> None:
+    event = Event(
+        id=uuid.uuid5(uuid.NAMESPACE_URL, f"gristmill:{arrival.sha256}"),
+        event=ARRIVED,
+        resource=Resource.model_validate(
+            {
+                "prefect.resource.id": f"gristmill.rollouts.{arrival.sha256}",
+                "prefect.resource.name": Path(arrival.path).name,
+            }
+        ),
+        payload=arrival.model_dump(mode="json"),
+    )
+    client.request("POST", "/events", json=[event.model_dump(mode="json")])
