@@ -74,6 +74,7 @@ def examine(
     if not workspace.root.exists():
         return [Finding(check="workspace", level="ok", what=f"there is nothing at {workspace} yet")]
     if not mend:
+        workspace.refresh()
         return list(_every(workspace, deep, False, engine, progress))
     with workspace.locked():
         return list(_every(workspace, deep, True, engine, progress))

@@ -81,6 +81,7 @@ def collect(
     if not workspace.root.exists():
         return Sweep(deleted=delete, runs=(), why={}, shares=(), artifacts=(), bytes=0)
     if not delete:
+        workspace.refresh()
         return _collect(workspace, keep_runs, days, False, now, progress)
     with workspace.locked():
         return _collect(workspace, keep_runs, days, True, now, progress)

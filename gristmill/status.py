@@ -114,6 +114,7 @@ def status(workspace: Workspace, recipe: Recipe | None = None, *, sizes: bool = 
     Raises:
         StoreError: a file of the workspace cannot be read.
     """
+    workspace.refresh()
     known = runs(workspace)
     alive = holder(workspace) is not None
     now = _now_running(workspace, known) if alive else None

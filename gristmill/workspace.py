@@ -163,6 +163,9 @@ class Workspace:
                 "writes nothing more: run the command again to begin anew there"
             )
 
+    def refresh(self) -> None:
+        """Bring a mirror's small files up to date, for whoever looks at them without the lock. On disk: nothing."""
+
     def page(self, recipe: str) -> Path:
         """Where the latest report of a recipe's runs lies, under a name that people can keep open."""
         return self.root / "reports" / f"{recipe}.html"

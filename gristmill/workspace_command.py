@@ -1,4 +1,4 @@
-"""`gristmill workspace copy`: backup, restore, and moving between disk and bucket."""
+"""`gristmill workspace copy` and `verify`: backup, restore, moving between disk and bucket, and whether all is well."""
 
 from __future__ import annotations
 
@@ -13,6 +13,26 @@ from rich.progress import Progress
 from gristmill.copying import copy, verify
 from gristmill.errors import UsageError
 from gristmill.workspace import Workspace
+
+
+def check(where: Path, *, json: bool) -> None:
+    """Hash every artifact again, in the bucket if it is one; end with 1 if any is damaged.
+
+    Raises:
+        UsageError: there is no workspace.
+    """
+    place = Workspace.found(where)
+    if place is None:
+        raise UsageError(f"there is no workspace at {where}")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        damaged = verify(place, lambda count, total: bar.update(task, completed=count, total=total))
+    count = len(list(place.store.refs()))
+    if json:
+        print(orjson.dumps({"artifacts": count, "damaged": damaged}).decode())
+    elif not damaged:
+        print(f"{count} artifacts, each hashed again, are what their manifests say")
+    _tell(damaged)
 
 
 def run(source: Path, target: Path, *, check: bool, json: bool) -> None:
@@ -41,7 +61,11 @@ def run(source: Path, target: Path, *, check: bool, json: bool) -> None:
         )
         if check and not done.damaged:
             print("every artifact there was hashed again, and is what its manifest says")
-    for words in done.damaged:
+    _tell(done.damaged)
+
+
+def _tell(damaged: list[str]) -> None:
+    for words in damaged:
         print(f"damaged: {words}", file=sys.stderr)
-    if done.damaged:
+    if damaged:
         sys.exit(1)

@@ -144,7 +144,7 @@ def test_nothing_in_the_bucket_says_where_it_was_made(machine: Machine, tmp_path
         key = here.results / "train-1"
         key.write_bytes(orjson.dumps({"metadata": {"storage_key": str(key)}, "result": "{}"}))
         here.record({"stage": "test"})
-        everything = b"".join(found.data for e in here.bucket.list("") if (found := here.bucket.read(e.key)))
+        everything = b"".join(found.data for e in here.bucket.entries("") if (found := here.bucket.read(e.key)))
     for secret in (str(tmp_path), os.uname().nodename, buckets.SECRET, str(os.getpid())):
         assert f'{secret}"'.encode() not in everything and f"{secret}/".encode() not in everything
 
@@ -230,7 +230,7 @@ def test_a_writer_killed_before_the_manifest_leaves_nothing_that_exists(
     with subprocess.Popen([sys.executable, "-c", code, here.location]) as writer:
         assert proxy.hanging.wait(60)
         writer.send_signal(signal.SIGKILL)
-    assert [entry.key.rpartition("/")[2] for entry in here.bucket.list("artifacts")] == ["a.txt"]
+    assert [entry.key.rpartition("/")[2] for entry in here.bucket.entries("artifacts")] == ["a.txt"]
     assert list(here.store.refs()) == []
     with here.store.draft("dataset") as draft:
         (draft.path / "a.txt").write_text("payload")
@@ -325,6 +325,18 @@ def test_reviewers_elsewhere_write_to_one_log(machine: Machine) -> None:
     assert command(here, "tiny") == f"gristmill review tiny -w {here.location}"
 
 
+def test_a_tag_that_was_given_elsewhere_is_a_root_of_gc(machine: Machine) -> None:
+    from gristmill.gc import collect
+    from gristmill.names import give
+
+    here, there = machine("here"), machine("there")
+    kept, spare = put(here, "kept"), put(here, "spare")
+    give(here, "good", kept)
+    assert collect(there, keep_runs=0).artifacts == (spare.short,)
+    assert collect(there, keep_runs=0, delete=True).artifacts == (spare.short,)
+    assert list(here.store.refs()) == [kept]
+
+
 # ---- the lock
 
 
@@ -357,6 +369,7 @@ def test_a_dead_holder_on_this_machine_is_known_at_once(broken: tuple[Machine, P
         pass
 
 
+@pytest.mark.parametrize("machine", ["s3"], indirect=True)  # one store suffices for what takes seconds
 def test_a_holder_that_was_taken_over_writes_nothing_more(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     here.lease_seconds = 1.0
@@ -383,6 +396,7 @@ def test_a_holder_that_was_taken_over_writes_nothing_more(machine: Machine) -> N
         assert machine("third").read("champions.jsonl") == [{"b": 1}]
 
 
+@pytest.mark.parametrize("machine", ["s3"], indirect=True)
 def test_a_lease_is_renewed_while_its_run_lives(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     here.lease_seconds = 1.0

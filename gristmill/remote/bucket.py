@@ -35,6 +35,8 @@ SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "az": "azure", "azure": "azure"
 """URL scheme → the extra that brings what it needs."""
 _URL = re.compile(rf"({'|'.join(SCHEMES)}|memory):/{{1,2}}(?=[^/])(.*)", re.IGNORECASE | re.DOTALL)
 _BLOCK = 8 * 1024 * 1024  # bytes a download is read in
+_PART = 8 * 1024 * 1024  # bytes of a part of an upload, at least
+_PARTS = 9_000  # at most: S3 takes 10,000
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 
 Version = Mapping[str, str]
@@ -135,8 +137,8 @@ class Bucket:
         """A file's content, in parts where it is large; nobody sees half of it."""
         import obstore
 
-        # Without parts, a file is one request that can be repeated as a whole.
-        self._said(f"write {key}", lambda: obstore.put(self._patient, key, path, use_multipart=None))
+        part = max(_PART, -(-path.stat().st_size // _PARTS))
+        self._said(f"write {key}", lambda: obstore.put(self._patient, key, path, chunk_size=part))
 
     def download(self, key: str, path: Path, watch: Callable[[int], None] | None = None) -> str:
         """Stream an object into a file, fsynced; its sha256.
@@ -180,7 +182,7 @@ class Bucket:
 
         return self._said(f"read {key}", fetch)
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def entries(self, prefix: str) -> Iterator[Entry]:
         """Every object under a folder, by key."""
         import obstore
 
@@ -192,6 +194,15 @@ class Bucket:
             ]
 
         yield from sorted(self._said(f"list {prefix or 'it'}", every))
+
+    def names(self, folder: str) -> list[str]:
+        """Keys of the objects right in a folder, and not below."""
+        import obstore
+
+        def found() -> list[str]:
+            return [meta["path"] for meta in obstore.list_with_delimiter(self._patient, folder or None)["objects"]]
+
+        return sorted(self._said(f"list {folder or 'it'}", found))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""

@@ -160,7 +160,7 @@ class RemoteStore(Store):
 
     def remove(self, ref: ArtifactRef) -> None:
         """Delete an artifact from the bucket, its manifest first, and from the mirror."""
-        keys = [entry.key for entry in self.bucket.list(ref.location)]
+        keys = [entry.key for entry in self.bucket.entries(ref.location)]
         self.bucket.delete(sorted(keys, key=lambda key: key != f"{ref.location}/{MANIFEST}"))
         self._listed.pop(ref.location, None)
         (self.root / "manifests" / ref.kind / f"{ref.digest}.json").unlink(missing_ok=True)
@@ -169,7 +169,7 @@ class RemoteStore(Store):
     def refresh(self) -> None:
         """List the bucket's artifacts again: one request a thousand files."""
         listed: dict[str, dict[str, int]] = {}
-        for entry in self.bucket.list("artifacts"):
+        for entry in self.bucket.entries("artifacts"):
             parts = entry.key.split("/", 3)
             if len(parts) == 4:
                 listed.setdefault("/".join(parts[:3]), {})[parts[3]] = entry.size
@@ -179,7 +179,7 @@ class RemoteStore(Store):
         """The artifact's files in the bucket. What was there is not asked about again: only a `gc` deletes."""
         if MANIFEST not in self._listed.get(ref.location, {}):
             skip = len(ref.location) + 1
-            self._listed[ref.location] = {entry.key[skip:]: entry.size for entry in self.bucket.list(ref.location)}
+            self._listed[ref.location] = {entry.key[skip:]: entry.size for entry in self.bucket.entries(ref.location)}
         return self._listed[ref.location]
 
     def _upload(self, manifest: Manifest) -> None:

@@ -82,7 +82,7 @@ class RemoteWorkspace(Workspace):
             self.store.lease = lease
             try:
                 self.store.refresh()
-                self._fetch_results()
+                self.refresh()
                 yield
             except BaseException:
                 with contextlib.suppress(StoreError):  # what stopped the run is worth telling, and not this
@@ -93,6 +93,13 @@ class RemoteWorkspace(Workspace):
             finally:
                 self.store.lease = None
                 lease.release()
+
+    def refresh(self) -> None:
+        for folder in ("", "reviews"):
+            for key in self.bucket.names(folder):
+                if key.endswith(".jsonl"):
+                    self.get_file(key)
+        self._fetch_results()
 
     def append(self, name: str, *lines: dict[str, Any]) -> None:
         """Append JSON lines to an object that only grows, all of them or none.
@@ -134,7 +141,7 @@ class RemoteWorkspace(Workspace):
         return found.data
 
     def file_names(self, folder: str) -> list[str]:
-        return [entry.key for entry in self.bucket.list(folder)]
+        return [entry.key for entry in self.bucket.entries(folder)]
 
     def record(self, line: dict[str, Any]) -> None:
         """Send the stage's result, then append its line to the journal."""
@@ -164,7 +171,7 @@ class RemoteWorkspace(Workspace):
 
         owed = [
             entry
-            for entry in self.bucket.list("results")
+            for entry in self.bucket.entries("results")
             if seen.get(name := entry.key.partition("/")[2], {}).get("tag") != entry.tag
             or not (self.results / name).is_file()
         ]
