@@ -382,6 +382,14 @@ class LaunchRecipe(Section):
     )
     poll_seconds: float | None = Field(None, gt=0, description="Seconds between looks at the job; null: 0.5, or 15.")
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _not_a_number(cls, value: Any) -> Any:
+        """YAML reads 12:00:00 as 43200, and Slurm reads 43200 as minutes."""
+        if isinstance(value, int):
+            raise ValueError("YAML takes a time such as 12:00:00 for a number; put it in quotes, or write 0-12:00:00")
+        return value
+
     @field_validator("env", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:

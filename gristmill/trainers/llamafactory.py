@@ -6,6 +6,8 @@ from its trainer_log.jsonl. Tried with 0.9.5.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +22,16 @@ from gristmill.trl.rows import Share
 _TOGETHER = (
     "export FORCE_TORCHRUN=1 NNODES={nodes} NPROC_PER_NODE={each} NODE_RANK=${{SLURM_NODEID:-0}}",
     "export MASTER_ADDR=${{GRISTMILL_HEAD:-127.0.0.1}} MASTER_PORT=${{GRISTMILL_PORT:-29400}}",
+)
+
+# By the model's kind, and a word in its chat template: the framework's template, which renders tools too.
+_TEMPLATES = (
+    ("qwen3_5", "", "qwen3_5"),
+    ("qwen3", "", "qwen3"),
+    ("qwen2", "", "qwen"),
+    ("llama", "<|start_header_id|>", "llama3"),
+    ("gemma3", "", "gemma3"),
+    ("gpt_oss", "", "gpt_oss"),
 )
 
 
@@ -40,6 +52,7 @@ class LlamaFactory(Framework):
         rendered = yaml.safe_load(config.read_text(encoding="utf-8"))
         made = (job.work / "run" / "output").resolve()
         values: dict[str, Any] = {
+            "template": _template(job.base, thinks=not rendered["template"].endswith("_nothink")),
             "output_dir": str(made),
             "overwrite_output_dir": False,  # it resumes
             "save_strategy": "steps",
@@ -77,7 +90,7 @@ class LlamaFactory(Framework):
         export = {
             "model_name_or_path": merged["model_name_or_path"],
             "adapter_name_or_path": str(made),
-            "template": merged["template"],
+            **({"template": merged["template"]} if "template" in merged else {}),
             "finetuning_type": "lora",
             "stage": merged["stage"],
             "export_dir": str((job.work / "run" / "model").resolve()),
@@ -93,6 +106,19 @@ class LlamaFactory(Framework):
             adapter="run/output",
             steps="run/output/trainer_log.jsonl",
         )
+
+
+def _template(base: Path, *, thinks: bool) -> str | None:
+    """The framework's template for the model; None lets it read the model's own, which it can where no tools are.
+
+    The export chose one by the model's name, which a folder does not have.
+    """
+    kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    own = base / "chat_template.jinja"
+    text = (own if own.is_file() else base / "tokenizer_config.json").read_text(encoding="utf-8")
+    name = next((name for start, word, name in _TEMPLATES if kind.startswith(start) and word in text), None)
+    # Qwen 3's adds an empty thought to every answer, where there are none in the data.
+    return f"{name}_nothink" if name in ("qwen3", "qwen3_5") and not thinks else name
 
 
 def _steps() -> JsonLines:
