@@ -46,7 +46,7 @@ class Family(NamedTuple):
 
 
 # Larger numbers are harder. Beyond the small ones each family has what is easy though large (one operand is 0, 1 or a
-# ten, or both are equal), so that it has 350 problems and more, of which the embedded model solves about an eighth
+# ten, or both are equal), so that it has 350 problems and more, of which the embedded model solves about a sixth
 # before it is trained.
 
 

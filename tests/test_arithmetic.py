@@ -58,6 +58,15 @@ def test_every_expected_answer_is_right():
         assert int(task["expected_answer"]) == right[task["task_type"]]
 
 
+def test_there_are_enough_tasks_for_four_turns_and_a_sharp_evaluation():
+    assert len(_problems(arithmetic.make_tasks(420, 0, "heldout"))) == 420
+    assert len(_problems(arithmetic.make_tasks(600, 0, "train"))) == 600
+    for family in arithmetic.FAMILIES:
+        keys = [problem.key for problem in family.problems()]
+        assert len(set(keys)) == len(keys)
+        assert family.example[0] not in {problem.question for problem in family.problems()}
+
+
 def test_too_many_tasks_is_a_usage_error():
     with pytest.raises(UsageError, match="lower the number"):
         arithmetic.make_tasks(5000, 0, "train")
