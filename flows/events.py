@@ -24,16 +24,20 @@ from flows.server import configured_api
 from gristmill.arrivals import Arrival, Arrivals
 from gristmill.errors import EngineError
 from gristmill.loop import Turn
-from gristmill.promotion import Decision
+from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
+from gristmill.store import Store
 from gristmill.workspace import Workspace
 
 ARRIVED = "gristmill.rollouts.arrived"
 FINISHED = "gristmill.turn.finished"
 
 
-def finished(recipe: Recipe, turn: Turn, decision: Decision) -> None:
-    """Tell of a turn that was judged."""
+def finished(store: Store, recipe: Recipe, turn: Turn, *, since: str) -> None:
+    """Tell of a turn whose decision was made at `since` (UTC, ISO 8601) or later, and not found in the cache."""
+    if store.manifest(turn.decision).created < since:
+        return
+    decision = read_decision(store, turn.decision)
     emit_event(
         FINISHED,
         resource={

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.evaluate import base, evaluate, heldout_tasks
+from flows.events import finished
 from flows.iterate import iterate, require_trainable
 from gristmill.artifact import ArtifactRef
 from gristmill.champions import Champion, register, rolled_back
@@ -72,6 +73,7 @@ def improve(
         )
         undone = rolled_back(place)
         turns: list[Turn] = []
+        began = datetime.now(UTC).isoformat(timespec="seconds")
         stopped = None
         before, now = Spent(), spent(place.store, [measured.evaluation])
         for number in range(1, recipe.turns + 1):
@@ -85,6 +87,7 @@ def improve(
             if turn.decision in undone:
                 turn = turn.model_copy(update={"promoted": False})
             turns.append(turn)
+            finished(place.store, recipe, turn, since=began)
             if turn.promoted:
                 _register(place, recipe, turn)
             standing = standing.after(turn)

@@ -160,7 +160,7 @@ class Stack:
             PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
         )
-        until(self.answers, 120, "server")
+        until(self.answers, 300, "server")
 
     def answers(self) -> bool:
         try:
@@ -207,12 +207,12 @@ class Stack:
     def state(self, run: str) -> str:
         return str(self.http.get(f"/flow_runs/{run}").raise_for_status().json()["state"]["name"])
 
-    def ends(self, run: str, state: str, seconds: float = 180) -> None:
+    def ends(self, run: str, state: str, seconds: float = 400) -> None:
         final = {"Completed", "Failed", "Crashed", "Cancelled"}
         found = until(lambda: now if (now := self.state(run)) in final else None, seconds, f"end of run {run}")
         assert found == state, self.logs()
 
-    def trainer(self, seconds: float = 180) -> list[int]:
+    def trainer(self, seconds: float = 400) -> list[int]:
         """The processes of a training in this workspace, stopped."""
         work = str(self.workspace / "work" / "train-")
         found = until(lambda: processes(work), seconds, f"training\n{self.logs()}")
@@ -283,8 +283,9 @@ def test_it_is_there_once_however_often_it_is_deployed(stack: Stack) -> None:
     second = deploy(stack, "--cron", "none")
     assert second["pools"] == {"gristmill": False, "gristmill-gpu": False}
     assert len(stack.http.post("/deployments/filter", json={}).json()) == 3
-    (automation,) = stack.http.post("/automations/filter", json={}).json()
-    assert automation["trigger"]["within"] == DEAD
+    automations = stack.http.post("/automations/filter", json={}).json()
+    assert len(automations) == 2  # what finds dead runs, and what starts `prepare` on arrivals
+    assert DEAD in [one["trigger"]["within"] for one in automations]
     nightly = stack.deployment("improve/nightly")
     assert nightly["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert nightly["global_concurrency_limit"]["limit"] == 1
@@ -299,11 +300,11 @@ def test_two_overlapping_schedules_queue_and_the_training_goes_through_its_pool(
     stack.start_workers()
     deploy(stack, "--cron", "* * * * *")
     # The first run is held in its training until the second is due.
-    held = stack.trainer(240)
+    held = stack.trainer()
     first = next(run for run in stack.runs("improve") if run["state"]["name"] == "Running")
     queued = until(
         lambda: [run for run in stack.runs("improve") if run["state"]["name"] == "AwaitingConcurrencySlot"],
-        150,
+        300,
         "run that queues",
     )[0]
     assert [run["id"] for run in stack.runs("improve") if run["state"]["name"] == "Running"] == [first["id"]]
@@ -318,6 +319,24 @@ def test_two_overlapping_schedules_queue_and_the_training_goes_through_its_pool(
         stack.ends(queued["id"], "Completed")
     assert len(stack.runs("train-step")) == 1  # the second found everything in the cache
     assert len([ref for ref in Workspace(stack.workspace).store.refs() if ref.kind == "checkpoint"]) == 2
+
+
+def test_a_finished_turn_and_arriving_rollouts_are_events(stack: Stack) -> None:
+    wanted = {"filter": {"event": {"name": ["gristmill.turn.finished"]}}, "limit": 10}
+    (event,) = stack.http.post("/events/filter", json=wanted).raise_for_status().json()["events"]
+    assert event["payload"]["recipe"] == "tiny"
+    assert event["payload"]["verdict"] in ("promoted", "rejected", "inconclusive")
+    # The rollouts that the loop made, as if somebody else had collected them.
+    store = Workspace(stack.workspace).store
+    made = next(store.path(ref) / "rollouts.jsonl" for ref in store.refs() if ref.kind == "rollouts")
+    (stack.folder / "incoming").mkdir()
+    shutil.copyfile(made, stack.folder / "incoming" / "monday.jsonl")
+    told = [stack.gristmill("watch", "incoming", "-w", "watched", "--once", "--settle", "1") for _ in range(2)]
+    assert [one.returncode for one in told] == [0, 0], told[0].stderr
+    assert "monday.jsonl" in told[0].stdout and told[1].stdout == ""
+    (run,) = until(lambda: stack.runs("prepare"), 60, "run of prepare")
+    assert run["parameters"]["files"] == [str(stack.folder / "incoming" / "monday.jsonl")]
+    stack.ends(run["id"], "Completed")
 
 
 def test_a_restart_of_the_server_ends_no_run(stack: Stack) -> None:
@@ -337,8 +356,8 @@ def test_cancelling_ends_the_training(stack: Stack) -> None:
     child = stack.runs("train-step")[-1]["id"]
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     stack.http.post(f"/flow_runs/{run}/set_state", json=state).raise_for_status()
-    stack.ends(run, "Cancelled", 90)
-    stack.ends(child, "Cancelled", 90)
+    stack.ends(run, "Cancelled", 200)
+    stack.ends(child, "Cancelled", 200)
     until(lambda: not processes(str(stack.workspace / "work")), 30, "end of the training's processes")
 
 
@@ -349,12 +368,12 @@ def test_a_dead_machine_is_found_and_the_next_run_goes_on(stack: Stack) -> None:
     for pool in ("gristmill", "gristmill-gpu"):
         stack.stop(pool, signal.SIGKILL)
     assert stack.state(run) == stack.state(child) == "Running"
-    stack.ends(run, "Crashed", DEAD + 60)
-    stack.ends(child, "Crashed", DEAD + 60)
+    stack.ends(run, "Crashed", DEAD + 150)
+    stack.ends(child, "Crashed", DEAD + 150)
     done = len(Workspace(stack.workspace).read("journal.jsonl"))
     stack.start_workers()
     again = stack.begin(seed=3)
-    stack.ends(again, "Completed", 240)
+    stack.ends(again, "Completed")
     lines = Workspace(stack.workspace).read("journal.jsonl")[done:]
     stages = {(line["turn"], line["stage"]): line["cached"] for line in lines if "stage" in line}
     assert stages[1, "collect"] and stages[1, "format"]
