@@ -499,6 +499,25 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         Bucket("gs://bucket/x")
 
 
+def test_credentials_may_lie_in_a_profile(s3: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("boto3")
+    (tmp_path / "credentials").write_text(f"[mine]\naws_access_key_id=a\naws_secret_access_key={buckets.SECRET}\n")
+    for name, value in {
+        **buckets.s3_environment(s3),
+        "GRISTMILL_CACHE": str(tmp_path),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_PROFILE": "mine",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert list(Workspace("s3://bucket/empty").store.refs()) == []
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    with pytest.raises(UsageError, match=r"AWS credentials: .*other"):
+        Workspace("s3://bucket/empty")
+
+
 def test_workers_find_it_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRISTMILL_CACHE", str(tmp_path))
     monkeypatch.setenv("GRISTMILL_WORKSPACE", f"memory://{tmp_path.name}")

@@ -336,11 +336,16 @@ def _aws_profile() -> Any:
     if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return None
     try:
+        from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
-
-        return Boto3CredentialProvider()
-    except (ImportError, ValueError):  # obstore then asks the instance it runs on
+    except ImportError:  # obstore then asks the machine that it runs on
         return None
+    try:
+        return Boto3CredentialProvider()
+    except ValueError:  # no credentials in any file
+        return None
+    except BotoCoreError as error:
+        raise UsageError(f"AWS credentials: {error}; mend AWS_PROFILE or ~/.aws") from None
 
 
 @functools.cache
