@@ -6,13 +6,13 @@ runs part at the first stage that has another result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.artifact import ArtifactRef
-from gristmill.errors import StoreError
+from gristmill.errors import GristmillError
 from gristmill.evaluation import read_evaluation
 from gristmill.promotion import read_decision
 from gristmill.runs import Run
@@ -20,6 +20,8 @@ from gristmill.stages import changes
 from gristmill.statistics import Estimate
 from gristmill.store import Store
 from gristmill.workspace import Workspace
+
+T = TypeVar("T")
 
 
 class _Model(BaseModel):
@@ -105,8 +107,8 @@ def _turned(store: Store, stages: Mapping[str, ArtifactRef | None]) -> Turned:
     selection = _counts(store, stages.get("curate"))
     dataset = _counts(store, stages.get("format"))
     # With more samples the gate decides again; the last decision of the turn counts.
-    decided = [ref for stage, ref in stages.items() if stage.startswith("promote") and ref is not None]
-    decision = read_decision(store, decided[-1]) if decided else None
+    decided = [ref for stage, ref in stages.items() if stage.startswith("promote")]
+    decision = _read(read_decision, store, decided[-1] if decided else None)
     checkpoint = stages.get("train")
     return Turned(
         collected=rollouts.get("rollouts"),
@@ -122,11 +124,18 @@ def _turned(store: Store, stages: Mapping[str, ArtifactRef | None]) -> Turned:
 
 
 def _counts(store: Store, ref: ArtifactRef | None) -> dict[str, Any]:
-    try:
-        return store.manifest(ref).counts if ref else {}
-    except StoreError:  # damaged: the doctor's to say
-        return {}
+    manifest = _read(Store.manifest, store, ref)
+    return manifest.counts if manifest else {}
 
 
 def _score(store: Store, ref: ArtifactRef | None) -> Estimate | None:
-    return read_evaluation(store, ref).estimate if ref else None
+    evaluation = _read(read_evaluation, store, ref)
+    return evaluation.estimate if evaluation else None
+
+
+def _read(read: Callable[[Store, ArtifactRef], T], store: Store, ref: ArtifactRef | None) -> T | None:
+    """None where there is nothing, or it is damaged or another version's: that is the doctor's to say, not a diff's."""
+    try:
+        return read(store, ref) if ref else None
+    except (GristmillError, OSError, ValueError):
+        return None

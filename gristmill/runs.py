@@ -220,7 +220,8 @@ def resolve(refresh: Refresh, recipe: Recipe, known: Sequence[Run]) -> Refresh:
     """
     if not refresh:
         return refresh
-    same = [run for run in known if run.recipe is None or run.recipe.get("name") == recipe.name]
+    same = [run for run in known if run.recipe == recipe.resolved()]
+    same = same or [run for run in known if run.recipe is None or run.recipe.get("name") == recipe.name]
     last = max((one.turn for one in same[-1].productions), default=0) if same else 0
     seen = {one.stage for run in known for one in run.productions}
     return refresh.resolved(turns=recipe.turns, last=min(last, recipe.turns) or recipe.turns, known=seen)

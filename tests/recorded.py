@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from gristmill.artifact import ArtifactRef, Kind
 from gristmill.champions import Champion, register
 from gristmill.recipe import Recipe, build
@@ -36,10 +38,19 @@ def recipe(**changes: Any) -> Recipe:
     return build({"name": "tiny", "turns": 1}, [f"{name}={value}" for name, value in changes.items()])
 
 
-def put(workspace: Workspace, kind: Kind, text: str, parents: list[ArtifactRef] | None = None) -> ArtifactRef:
+def put(
+    workspace: Workspace,
+    kind: Kind,
+    text: str,
+    parents: list[ArtifactRef] | None = None,
+    counts: dict[str, Any] | None = None,
+    files: dict[str, BaseModel] | None = None,
+) -> ArtifactRef:
     with workspace.store.draft(kind) as draft:
         (draft.path / "payload.txt").write_text(text)
-        return draft.commit(stage="test", parents=parents or ())
+        for name, model in (files or {}).items():
+            draft.write_json(name, model)
+        return draft.commit(stage="test", parents=parents or (), counts=counts)
 
 
 def produce(
@@ -51,11 +62,13 @@ def produce(
     says: str = "",
     parents: list[ArtifactRef] | None = None,
     seconds: float = 2.0,
+    counts: dict[str, Any] | None = None,
+    files: dict[str, BaseModel] | None = None,
 ) -> ArtifactRef:
     """One stage: its artifact, its result record, its line in the journal."""
     task, kind, _ = CHAIN[stage]
     parents = parents or []
-    ref = put(workspace, kind, f"{stage} {turn} {says}", parents)
+    ref = put(workspace, kind, f"{stage} {turn} {says}", parents, counts, files)
     key = f"{task}-{ref.digest}"
     workspace.results.mkdir(exist_ok=True)
     (workspace.results / key).write_text(ref.model_dump_json())
@@ -81,12 +94,23 @@ def run_turn(
     says: str = "",
     refresh: Refresh | None = None,
     error: BaseException | None = None,
+    counts: dict[str, dict[str, Any]] | None = None,
+    files: dict[str, dict[str, BaseModel]] | None = None,
 ) -> dict[str, ArtifactRef]:
     """A run of one turn that ends after the stage `until`, by `error` if one is given."""
     made: dict[str, ArtifactRef] = {}
     with workspace.locked(), recorded(workspace, ["improve"], what, refresh=refresh) as recording:
         for stage, (_, _, takes) in CHAIN.items():
-            made[stage] = produce(workspace, recording, 1, stage, says=says, parents=[made[name] for name in takes])
+            made[stage] = produce(
+                workspace,
+                recording,
+                1,
+                stage,
+                says=says,
+                parents=[made[name] for name in takes],
+                counts=(counts or {}).get(stage),
+                files=(files or {}).get(stage),
+            )
             if stage == until:
                 break
         if error is not None:

@@ -51,6 +51,11 @@ def test_a_stage_without_a_turn_means_the_last_one_that_ran(tmp_path: Path) -> N
     place = Workspace(tmp_path)
     run_turn(place, recipe(turns=5), until="curate")
     assert refresh_of(place, recipe(turns=5), Refresh(redo_from="curate")).redo_from == "curate:1"
+    run_turn(place, recipe(seed=1, turns=5), until="tasks")
+    assert refresh_of(place, recipe(turns=4), Refresh(force=("base-policy", "train"))).force == (
+        "base-policy:0",
+        "train:1",
+    )
     assert refresh_of(Workspace(tmp_path / "new"), recipe(turns=5), Refresh(force=("train",))).force == ("train:5",)
 
 
