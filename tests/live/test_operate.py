@@ -1,4 +1,4 @@
-"""An interrupted loop through the command line: what it prints goes on, and `status`, `doctor`, `gc` and `diff` agree."""
+"""An interrupted loop by the command line: what it prints goes on; `status`, `doctor`, `gc` and `diff` agree on it."""
 
 from __future__ import annotations
 
