@@ -29,6 +29,7 @@ from tasks.curate import curate_rollouts
 from tasks.format import format_dataset
 from tasks.read import read_rollouts
 from tasks.review import reviewed
+from tasks.sinks import delivering
 from tasks.validate import validate_dataset
 
 
@@ -64,7 +65,8 @@ def prepare(
     place = Workspace(workspace)
     command = ["prepare", *(files or [])]
     engine = flow_run.get_id()
-    with place.locked(), place.entered(), recorded(place, command, recipe, engine=engine):
+    begun = recorded(place, command, recipe, engine=engine)
+    with place.locked(), place.entered(), delivering(place, recipe), begun:
         table = run(
             read_rollouts,
             0,

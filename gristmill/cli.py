@@ -772,13 +772,15 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool, again: Refresh) -> 
     from gristmill import model
     from gristmill.collect.run import check
     from gristmill.resume_command import refresh_of
-    from gristmill.workspace import Workspace
+    from gristmill.sinks import check as check_sinks
+    from gristmill.workspace import Workspace, called
 
     if again:
         again = refresh_of(Workspace(workspace), recipe, again)
 
     model.identity(recipe.policy.model)
     check(recipe.policy, recipe.environment, trains=True)
+    check_sinks(recipe.sinks)
 
     def load() -> Callable[[Workspace], Outcome]:
         from flows.improve import improve as flow
@@ -786,7 +788,7 @@ def _improve(recipe: Recipe, workspace: Path, as_json: bool, again: Refresh) -> 
         return lambda place: flow(recipe, place.location, refresh=again)
 
     place, table, outcome = _flow(
-        load, f"{recipe.name}: {recipe.turns} turns in {_called(workspace)}", workspace, as_json
+        load, f"{recipe.name}: {recipe.turns} turns in {called(workspace)}", workspace, as_json
     )
     _tell(outcome, place, table, time.monotonic() - started, as_json)
 
@@ -801,7 +803,7 @@ def _flow(
     from gristmill import progress
     from gristmill.resume_command import go_on
     from gristmill.terminal import StageTable
-    from gristmill.workspace import Workspace
+    from gristmill.workspace import Workspace, called
 
     place = Workspace(workspace)
     _quiet_libraries()
@@ -820,12 +822,12 @@ def _flow(
             try:
                 return place, table, start(place)
             except KeyboardInterrupt:
-                print(f"interrupted; to go on: {go_on(sys.argv[1:], str(workspace))}", file=sys.stderr)
+                print(f"interrupted; to go on: {go_on(sys.argv[1:], called(workspace))}", file=sys.stderr)
                 sys.exit(130)
             except Exception as error:
                 # A gate or wrong use says itself what to change; the rest goes on where it was.
                 if getattr(error, "exit_code", 1) == 1:
-                    error.add_note(f"to go on: {go_on(sys.argv[1:], str(workspace))}")
+                    error.add_note(f"to go on: {go_on(sys.argv[1:], called(workspace))}")
                 raise
 
 
@@ -834,6 +836,7 @@ def _evaluated(
 ) -> tuple[Workspace, tuple[ArtifactRef, ...], Recipe]:
     """Evaluations of policies by a recipe, as a Prefect flow over the loop's own steps."""
     from gristmill.evaluate_command import request
+    from gristmill.workspace import called
 
     recipe, policies = request(path, names, overrides, workspace)
 
@@ -842,7 +845,7 @@ def _evaluated(
 
         return lambda place: flow(recipe, place.location, list(policies))
 
-    title = f"{recipe.name}: evaluate {' and '.join(names)} in {_called(workspace)}"
+    title = f"{recipe.name}: evaluate {' and '.join(names)} in {called(workspace)}"
     place, _, found = _flow(load, title, workspace, as_json)
     return place, found, recipe
 
@@ -851,13 +854,14 @@ def _prepare_recipe(request: Request, out: Path, workspace: Path, force: bool, a
     """The same as a Prefect flow, every stage cached in the workspace; then a copy at its place."""
     from gristmill.prepare import publish_run
     from gristmill.prepare_command import tell_result
+    from gristmill.workspace import called
 
     def load() -> Callable[[Workspace], PreparedRun]:
         from flows.prepare import prepare as flow
 
         return lambda place: flow(request.recipe, place.location, files=list(request.files))
 
-    place, _, made = _flow(load, f"{request.recipe.name}: prepare in {_called(workspace)}", workspace, as_json)
+    place, _, made = _flow(load, f"{request.recipe.name}: prepare in {called(workspace)}", workspace, as_json)
     done = publish_run(place.store, made.table, made.dataset, made.report, out, request.recipe, force=force)
     tell_result(done.folder, request.recipe, done.counts, done.report, json=as_json)
 
@@ -892,13 +896,6 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
     )
     print(f"{again}; {seconds:.0f} s")
     print(f"report: {_shown(report)}")
-
-
-def _called(workspace: Path) -> str:
-    """The workspace as it was asked for; `Path` takes a slash out of a URL."""
-    from gristmill.remote.bucket import remote_url
-
-    return remote_url(workspace) or str(workspace)
 
 
 def _shown(path: Path) -> str:
