@@ -192,10 +192,12 @@ class Stack:
         found: dict[str, Any] = self.http.get(f"/deployments/name/{name}").raise_for_status().json()
         return found
 
-    def begin(self, **overrides: Any) -> str:
+    def begin(self, workspace: Path | None = None, **overrides: Any) -> str:
         """Start a run of the loop; its id."""
         nightly = self.deployment("improve/nightly")
         parameters = {**nightly["parameters"], "overrides": overrides}
+        if workspace is not None:
+            parameters["workspace"] = str(workspace)
         answer = self.http.post(f"/deployments/{nightly['id']}/create_flow_run", json={"parameters": parameters})
         return str(answer.raise_for_status().json()["id"])
 
@@ -379,3 +381,14 @@ def test_a_dead_machine_is_found_and_the_next_run_goes_on(stack: Stack) -> None:
     assert stages[1, "collect"] and stages[1, "format"]
     assert not stages[1, "train"]
     assert stack.runs("train-step")[-1]["id"] != child
+
+
+def test_a_restored_workspace_is_whole_and_knows_what_was_done(stack: Stack) -> None:
+    trained = len(stack.runs("train-step"))
+    restored = stack.folder / "another" / "place"
+    for source, target in ((stack.workspace, stack.folder / "backup"), (stack.folder / "backup", restored)):
+        done = stack.gristmill("workspace", "copy", str(source), str(target), "--verify")
+        assert done.returncode == 0, done.stderr
+    assert list(Workspace(restored).store.refs()) == list(Workspace(stack.workspace).store.refs())
+    stack.ends(stack.begin(restored, seed=3), "Completed")
+    assert len(stack.runs("train-step")) == trained
