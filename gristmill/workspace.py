@@ -212,6 +212,11 @@ class Workspace:
         self.append(JOURNAL, {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
 
 
+def called(place: Path | str) -> str:
+    """A workspace as it was asked for; `Path` takes a slash out of a URL."""
+    return remote_url(place) or str(place)
+
+
 @cache
 def _named(place: str) -> Workspace:
     """One object a process, so that what a remote one knows of its bucket is asked for once."""
@@ -257,8 +262,8 @@ def parse_lines(data: bytes, where: str) -> list[Any]:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise StoreError(
-                f"{where}, line {number}: expected JSON, found {line[:40]!r} ({error.msg}); restore the file from a "
-                "copy, or remove that line (every line stands for itself)"
+                f"{where}, line {number}: expected JSON, found {line[:40]!r} ({error.msg}); `gristmill doctor "
+                "--mend` moves that line aside (every line stands for itself), or restore the file from a copy"
             ) from None
         if isinstance(value, dict) and isinstance(version := value.get("schema_version"), int):
             refuse_newer(version, LINES_VERSION, f"{where}, line {number},")
