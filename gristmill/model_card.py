@@ -305,10 +305,7 @@ class _Card:
         if manifest is None:
             return ""
         seed = manifest.settings.get("seed")
-        return (
-            f"The task set is `{manifest.digest[:12]}`{'' if seed is None else f', seed {seed}'}; training tasks share "
-            "no problem with it."
-        )
+        return f"The task set is `{manifest.digest[:12]}`{'' if seed is None else f', seed {seed}'}."
 
     def _curve(self) -> str | None:
         from gristmill.picture import svg

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gristmill.lineage import Node, Origin, Walk
+from gristmill.taints import standing
 from gristmill.tracing import impact, taint, tainted, trace
 from gristmill.workspace import Workspace
 
@@ -227,7 +228,8 @@ def mark(
     if not made.entries:
         console.print("it was marked so already; nothing was written")
     if not reached.datasets:
-        console.print(Text("nothing in this workspace was trained on what is marked", "dim"))
+        left = "nothing in this workspace was trained on what is marked" if standing(place) else "nothing is marked now"
+        console.print(Text(left, "dim"))
         return
     console.print(Text("\ntainted now, by all marks together:", "bold"))
     from gristmill.lineage import Lineage

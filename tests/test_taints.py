@@ -127,3 +127,38 @@ def test_a_task_is_meant_in_other_files_if_its_prompt_tells_it(tmp_path: Path) -
     assert said.entries[0].prompt_key is not None
     (first, second) = tainted(made.workspace).datasets.values()
     assert (first.rows, second.rows) == (2, 3)  # two attempts in the first file, one more in the second
+
+
+def test_the_next_run_leaves_it_out_by_itself(prefect_server: str, tmp_path: Path) -> None:
+    """Through the flow: another selection with a mark, the very same one as before without it."""
+    from flows.prepare import prepare
+    from gristmill.recipe import build
+    from gristmill.tracing import taint, trace
+    from tests.rows import write
+
+    rows = [rollout(f"answer {number}", task=number, question=f"what is {number}?") for number in range(12)]
+    file = write(tmp_path / "mine.jsonl", rows)
+    recipe = build({"name": "tiny", "rollouts": [str(file)], "checks": {"min_examples": 1, "min_tasks": 1}}, [])
+    place = Workspace(tmp_path / "workspace")
+
+    def run() -> Any:
+        return prepare(recipe, str(place.root))
+
+    before = run()
+    bad = trace(place, f"{before.dataset}#3").rollouts[0]
+    taint(place, bad.rollout_id, "leaked")
+    after = run()
+    assert place.store.manifest(after.selection).counts["dropped"] == {"tainted": 1}
+    assert place.store.manifest(after.dataset).counts["examples"] == 11
+    assert not [one for one in range(11) if trace(place, f"{after.dataset}#{one}").rollouts[0] == bad]
+    (decisions,) = [one for one in place.store.manifest(after.selection).parents if one.kind == "decisions"]
+    assert place.store.manifest(decisions).counts["tainted"] == 1
+    append(place, entry("taint", "rollout", "of another workspace"))  # nothing here is meant by it
+    assert run() == after
+    taint(place, bad.rollout_id, undo=True)
+    assert run() == before
+    lines = [line for line in place.read("journal.jsonl") if line["stage"] == "curate"]
+    assert [line["cached"] for line in lines] == [False, False, True, True]
+    assert [str(one) for one in (before.dataset, after.dataset)] == [
+        f"dataset:{line['digest'][:12]}" for line in place.read("versions.jsonl")
+    ]
