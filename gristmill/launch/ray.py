@@ -77,7 +77,8 @@ class Ray:
         id = f"{job.name}-{attempt}"
         steps = " && ".join(f"bash {shlex.quote(str(s))}" for s in (job.train, job.finish) if s)
         # Into our log and Ray's: `tee` hides the exit code, unless pipefail shows it.
-        script = f"set -o pipefail; cd {shlex.quote(str(job.work))}; ({steps}) 2>&1 | tee -a {shlex.quote(str(job.log))}"
+        work, log = shlex.quote(str(job.work)), shlex.quote(str(job.log))
+        script = f"set -o pipefail; cd {work}; ({steps}) 2>&1 | tee -a {log}"
         body: dict[str, Any] = {
             "entrypoint": f"bash -c {shlex.quote(script)}",
             "submission_id": id,
