@@ -56,6 +56,8 @@ class Draft:
 
     def adopt(self, folder: Path) -> None:
         """Move the files of `folder` (same file system) into the payload."""
+        # A loop that starts again while a training of its goes on elsewhere has swept what was still empty.
+        self.path.mkdir(parents=True, exist_ok=True)
         for item in sorted(folder.iterdir()):
             os.rename(item, self.path / item.name)
 

@@ -16,6 +16,7 @@ import yaml
 from gristmill.deployment import Kind, Plan, file_for, plan
 from gristmill.errors import RecipeError, UsageError
 from gristmill.recipe import Recipe, build
+from gristmill.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "deployments"
@@ -276,3 +277,16 @@ def test_schedules_start_runs(prefect_server: str) -> None:
         found = client.post("/flow_runs/filter", json={"deployments": {"id": {"any_": [made]}}}).json()
         client.delete(f"/deployments/{made}").raise_for_status()
     assert len(found) > 1
+
+
+def test_a_training_elsewhere_outlives_the_sweep_of_a_loop_that_starts_again(tmp_path: Path) -> None:
+    place = Workspace(tmp_path / "workspace")
+    made = place.work("train") / "model"
+    made.mkdir()
+    (made / "weights").write_bytes(b"w")
+    with place.store.draft("checkpoint") as draft:
+        with Workspace(place.root).locked():
+            pass
+        draft.adopt(made)
+        ref = draft.commit(stage="train")
+    place.store.verify(ref)
