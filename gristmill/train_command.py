@@ -68,10 +68,16 @@ def run(
         settings=settings,
         seed=seed,
     )
-    began = time.monotonic()
+    began, stepped = time.monotonic(), False
     try:
         with _shown() as on_step:
-            done = train(job, on_step)
+
+            def counted(step: int, of: int, loss: float) -> None:
+                nonlocal stepped
+                stepped = True
+                on_step(step, of, loss)
+
+            done = train(job, counted)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -91,7 +97,7 @@ def run(
     if json:
         print(orjson.dumps({**record, "output": str(out), "seconds": round(seconds, 1)}).decode())
     else:
-        tell(done, chosen, out, seconds, console or Console())
+        tell(done, chosen, out, seconds if stepped else None, console or Console())
 
 
 def _settings(overrides: Sequence[str], recipe: Path | None) -> TrainRecipe:
@@ -151,19 +157,21 @@ def _shown() -> Iterator[OnStep]:
         yield on_step
 
 
-def tell(done: Finished, method: Method, out: Path, seconds: float, console: Console) -> None:
-    """The result in a few lines."""
+def tell(done: Finished, method: Method, out: Path, seconds: float | None, console: Console) -> None:
+    """The result in a few lines; without seconds it was there already."""
     trained, smoke = done
     details: Mapping[str, Any] = trained.details
     losses = f", loss {trained.losses[0]:.3f} → {trained.losses[-1]:.3f}" if trained.losses else ""
     tokens = f", {trained.tokens:,} tokens" if trained.tokens is not None else ""
     rows = f" on {details['rows']:,} rows" if "rows" in details else ""
-    say = [f"{method}{rows}: {trained.steps} steps{tokens}{losses}, {seconds:.0f} s"]
+    took = "trained before" if seconds is None else f"{seconds:.0f} s"
+    say = [f"{method}{rows}: {trained.steps} steps{tokens}{losses}, {took}"]
     if evaluations := details.get("validation"):
         best = details["best_step"]
         loss = next(loss for step, loss in evaluations if step == best)
         why = ", and nothing better came after it" if details["stopped_early"] else ""
-        say.append(f"validation loss {evaluations[0][1]:.3f} → {loss:.3f} at step {best}, which is kept{why}")
+        first = f"{evaluations[0][1]:.3f} → " if len(evaluations) > 1 else ""
+        say.append(f"validation loss {first}{loss:.3f} at step {best}, which is kept{why}")
     if halved := details.get("halved"):
         say.append(f"memory was short: {halved[-1]} rows on a device at once, the same rows a step")
     if details.get("dropped"):

@@ -35,6 +35,7 @@ def test_prepared_rollouts_become_a_model_and_again_is_not_again(tmp_path):
     assert not list((tmp_path / "model.training").glob("checkpoint-*"))
 
     again = gristmill(*command, "learning_rate=0.005", "--json", cwd=tmp_path)
+    # It is found, tried again, and not trained again.
     assert again.returncode == 0 and "step" not in again.stderr
     assert json.loads(again.stdout)["losses"] == record["losses"]
     other = gristmill(*command, "learning_rate=0.004", cwd=tmp_path)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -228,6 +229,49 @@ def test_a_template_without_marks_never_trains_on_prompts(base, tmp_path):
     done = trained(training.job(other, data, tmp_path / "c", epochs=1, options=options))
     assert done[-1]["event"] == "done"
     assert (tmp_path / "c" / "model" / "chat_template.jinja").read_text() == plain  # served as before
+
+
+def test_loss_is_on_the_answers_turns_alone_with_tools_and_several_turns(base, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from gristmill.trl.methods import build
+    from tests.learned import template
+
+    qwen = tmp_path / "qwen"
+    shutil.copytree(base, qwen)
+    shutil.copy(template("qwen2_5"), qwen / "chat_template.jinja")
+
+    def call(city: str) -> dict:
+        return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+
+    tool = {"type": "function", "function": {"name": "weather", "description": "SCHEMA", "parameters": {}}}
+    row = {
+        "prompt": [
+            {"role": "system", "content": "SYSTEM"},
+            {"role": "user", "content": "ASKED"},
+            {"role": "assistant", "content": "EARLIER"},
+            {"role": "user", "content": "ASKED AGAIN"},
+        ],
+        "completion": [
+            {"role": "assistant", "content": "first", "tool_calls": [call("Paris")]},
+            {"role": "tool", "content": "OUTPUT"},
+            {"role": "assistant", "content": "It is 22C"},
+        ],
+        "tools": [tool],
+    }
+    (tmp_path / "data").mkdir()
+    training.lines(tmp_path / "data" / "train.jsonl", [row, row | {"tools": None}])
+    trainer = build(training.job(qwen, tmp_path / "data", tmp_path, max_length=2048), rows.share(4, 1, "sft")).trainer
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    learned = batch["input_ids"][0][batch["labels"][0] != -100]
+    text = AutoTokenizer.from_pretrained(qwen).decode(learned)
+    called = '{"name": "weather", "arguments": {"city": "Paris"}}'
+    # White space between turns is the template's affair.
+    assert re.sub(r"\s*(<\|im_end\|>)\s*", r"\1", text) == (
+        f"first\n<tool_call>\n{called}\n</tool_call><|im_end|>It is 22C<|im_end|>"
+    )
 
 
 # ---- processes of their own
