@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gristmill.gc import Sweep, collect
 from gristmill.status_command import size_words
-from gristmill.workspace import Workspace
+from gristmill.workspace import Workspace, called
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     if delete:
         console.print(Text(f"{size_words(found.bytes)} removed"), soft_wrap=True)
     elif found.bytes:
-        command = ["gristmill", "gc", "-w", str(workspace), "--keep-runs", str(keep_runs)]
+        command = ["gristmill", "gc", "-w", called(workspace), "--keep-runs", str(keep_runs)]
         command += [] if days is None else ["--days", f"{days:g}"]
         console.print(
             Text(f"{size_words(found.bytes)} can go; nothing was removed. `{shlex.join([*command, '--delete'])}` does"),

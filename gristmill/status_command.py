@@ -15,7 +15,7 @@ from rich.text import Text
 from gristmill.errors import RecipeError
 from gristmill.recipe import load
 from gristmill.status import StageStatus, Status, by_turn, status
-from gristmill.workspace import Workspace
+from gristmill.workspace import Workspace, called
 
 _MARKS = {
     "fresh": ("✓", "green"),
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str], *, workspace: Path | str, json: bool, console:
     if json:
         console.file.write(orjson.dumps(found.model_dump(mode="json")).decode() + "\n")
     else:
-        _print(found, str(workspace), list(arguments), console)
+        _print(found, called(workspace), list(arguments), console)
     return found
 
 
