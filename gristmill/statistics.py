@@ -5,8 +5,8 @@ means as observations, the mean and its standard error are those of a cluster sa
 policies on the same tasks is taken task by task, which removes the variance between tasks.
 
 Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640: §2.2 (clustered standard errors) and §4.2
-(paired differences). Intervals use Student's t with (tasks − 1) degrees of freedom; those of a ratio of two paired means
-are Fieller's: Fieller 1954, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16(2).
+(paired differences). Intervals use Student's t with (tasks − 1) degrees of freedom; those of a ratio of two paired
+means are Fieller's (1954, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16(2)).
 """
 
 from __future__ import annotations
