@@ -109,7 +109,9 @@ def _lock(held: str | None, mend: bool) -> Iterator[Finding]:
 
 def _lines(workspace: Workspace, mend: bool) -> Iterator[Finding]:
     """Files that only grow: a torn last line, and lines that are no JSON."""
-    for path in sorted([*workspace.root.glob("*.jsonl"), *workspace.root.glob("reviews/*.jsonl")]):
+    for path in sorted(
+        path for folder in (".", "reviews", "sinks") for path in workspace.root.glob(f"{folder}/*.jsonl")
+    ):
         name = path.relative_to(workspace.root).as_posix()
         data = path.read_bytes()
         whole, tail = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]

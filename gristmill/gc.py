@@ -30,8 +30,9 @@ from gristmill.runs import JOURNAL, RUNS, Run, folder_bytes, runs, unfinished
 from gristmill.workspace import Workspace
 
 KEEP_RUNS = 5
-_NO_ROOTS = frozenset({JOURNAL, RUNS, "champions.jsonl", "versions.jsonl"})
-"""The journal names everything; runs are kept by number; champions by whether they hold; a version is only a name."""
+_NO_ROOTS = frozenset({JOURNAL, RUNS, "champions.jsonl", "versions.jsonl", "openlineage.jsonl"})
+"""Logs of all that ever was; champions count by whether they hold, runs by how recent they are; a version is only a
+name."""
 
 
 class Share(BaseModel):
