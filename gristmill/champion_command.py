@@ -12,7 +12,8 @@ from gristmill.artifact import ArtifactRef
 from gristmill.champions import Champion, champions, registry, roll_back
 from gristmill.errors import StoreError
 from gristmill.statistics import Estimate
-from gristmill.workspace import Workspace, called
+from gristmill.workspace import Workspace
+from gristmill.workspace import called as as_asked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def show(workspace: Path, *, json: bool, console: Console) -> None:
         return f"{', '.join(labels)} ({ref})" if labels else str(ref)
 
     if not entries:
-        console.print(Text(f"no champion in {called(workspace)}: nothing has been promoted yet"))
+        console.print(Text(f"no champion in {as_asked(workspace)}: nothing has been promoted yet"))
     elif not holding:
         console.print(Text("no champion: every promotion was rolled back"))
     else:
