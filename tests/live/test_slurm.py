@@ -88,7 +88,7 @@ def test_a_failing_job_says_its_code_and_a_refused_one_why(cluster: None, work: 
     with pytest.raises(TrainingError, match="is failed: its script ended with code 7"):
         launch.run(Quick(RECIPE), scripts(work, "exit 7"), RECIPE)
     recipe = LaunchRecipe(launcher="slurm", partition="nowhere", poll_seconds=0.5)
-    with pytest.raises(TrainingError, match=r"sbatch refused .* invalid partition"):
+    with pytest.raises(TrainingError, match=r"sbatch refused .* Invalid partition name"):
         launch.run(Quick(recipe), job(work), recipe)
 
 
