@@ -1,6 +1,6 @@
 """What version 0.1.0 wrote is read by this one: every artifact, every line, every file that a later stage opens.
 
-`fixtures/make_workspace.py` says how it was made. If one of these fails, mend the code (by a migration), not the fixture.
+`fixtures/make_workspace.py` says how it was made. If one of these fails, mend the code (migrate), not the fixture.
 """
 
 from __future__ import annotations
