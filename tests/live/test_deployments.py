@@ -311,6 +311,9 @@ def test_two_overlapping_schedules_queue_and_the_training_goes_through_its_pool(
     )[0]
     assert [run["id"] for run in stack.runs("improve") if run["state"]["name"] == "Running"] == [first["id"]]
     deploy(stack, "--cron", "none")
+    for run in stack.runs("improve"):  # on a slow machine more were due meanwhile
+        if run["id"] not in (first["id"], queued["id"]):
+            stack.http.delete(f"/flow_runs/{run['id']}").raise_for_status()
     stack.go_on(held)
     stack.ends(first["id"], "Completed")
     assert first["auto_scheduled"]
