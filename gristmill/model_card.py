@@ -161,7 +161,7 @@ class _Card:
         try:
             from huggingface_hub import ModelCard
         except ImportError:
-            raise UsageError("the model card needs huggingface_hub; install the extra: gristmill[train]") from None
+            raise UsageError("the model card needs huggingface_hub; install the extra: gristmill[hub]") from None
         curve = self._curve()
         if curve:
             (folder / CURVE).write_text(curve, encoding="utf-8")
