@@ -11,6 +11,8 @@ import pytest
 from gristmill.recipe import Recipe
 from tests.test_loop import improve, recipe
 
+pytestmark = pytest.mark.live
+
 SECRETS = {
     "TEAM_WEBHOOK_URL": "http://127.0.0.1:1/planted-webhook-path",
     "TEAM_WEBHOOK_SECRET": "planted-webhook-secret",
