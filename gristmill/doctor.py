@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.artifact import MANIFEST, ArtifactRef
 from gristmill.errors import NewerSchema, StoreError
+from gristmill.processes import end, left_behind
+from gristmill.references import dangling
 from gristmill.runs import Run, folder_bytes, holder, runs
 from gristmill.store import environment
 from gristmill.workspace import Workspace, parse_lines
 
 Progress = Callable[[int, int, str], None]
 _LEAST_FREE = 1 << 30  # bytes; for a workspace that has made nothing yet
-_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Finding(BaseModel):
@@ -278,53 +277,6 @@ def _records(workspace: Workspace, mend: bool) -> Iterator[Finding]:
     )
 
 
-def dangling(workspace: Workspace) -> list[Path]:
-    """Result records that name an artifact that is gone or damaged, or that cannot be read."""
-    found = []
-    for path in sorted(workspace.results.glob("*")) if workspace.results.is_dir() else ():
-        if path.is_file() and not all(workspace.store.exists(ref) for ref in refs_in(path)):
-            found.append(path)
-    return found
-
-
-def refs_in(path: Path) -> set[ArtifactRef]:
-    """Every artifact that a JSON or JSON-lines file names, as an object or as `kind:digest`; whatever it is about."""
-    found: set[ArtifactRef] = set()
-
-    def walk(value: Any) -> None:
-        if isinstance(value, dict):
-            if {"kind", "digest"} <= value.keys():
-                _add(found, value["kind"], value["digest"])
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
-        elif isinstance(value, str):
-            if value[:1] in "{[":  # Prefect keeps the result as JSON inside its record's JSON
-                try:
-                    walk(orjson.loads(value))
-                except orjson.JSONDecodeError:
-                    return
-            kind, colon, digest = value.partition(":")
-            if colon:
-                _add(found, kind, digest)
-
-    for line in path.read_bytes().splitlines():
-        try:
-            walk(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            continue
-    return found
-
-
-def _add(found: set[ArtifactRef], kind: Any, digest: Any) -> None:
-    try:
-        found.add(ArtifactRef(kind=kind, digest=digest))
-    except ValueError:
-        return
-
-
 def _work(workspace: Workspace, known: Sequence[Run], held: str | None) -> Iterator[Finding]:
     """Unfinished collections and trainings: kept for whoever goes on, and worth knowing where nobody will."""
     for path in sorted((workspace.root / "work").glob("*")):
@@ -350,7 +302,7 @@ def _processes(workspace: Workspace, held: str | None, mend: bool) -> Iterator[F
     for process in left_behind(workspace):
         words = " ".join(process.info["cmdline"] or [process.info["name"]])
         if mend:
-            _end(process)
+            end(process)
         yield Finding(
             check="processes",
             level="wrong",
@@ -359,40 +311,6 @@ def _processes(workspace: Workspace, held: str | None, mend: bool) -> Iterator[F
             mend="it was ended" if mend else f"--mend ends it, or `kill {process.pid}`",
             mended=mend,
         )
-
-
-def left_behind(workspace: Workspace) -> list[Any]:
-    """Processes whose output or command is of this workspace's work folder (`psutil.Process`), less this one."""
-    import psutil
-
-    work = str(workspace.root / "work") + os.sep
-    found = []
-    for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        if process.pid == os.getpid():
-            continue
-        try:
-            command = process.info["cmdline"] or []
-            named = any(word.startswith(work) and word.endswith(".json") for word in command)
-            if named or any(o.fd in (1, 2) and o.path.startswith(work) for o in process.open_files()):
-                found.append(process)
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
-
-
-def _end(process: Any) -> None:
-    import psutil
-
-    try:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            process.send_signal(sign)
-            try:
-                process.wait(_GRACE)
-                return
-            except psutil.TimeoutExpired:
-                continue
-    except psutil.NoSuchProcess:
-        return
 
 
 def _versions(workspace: Workspace) -> Iterator[Finding]:

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.artifact import MANIFEST, ArtifactRef, Manifest
 from gristmill.champions import champions
-from gristmill.doctor import dangling, refs_in
 from gristmill.errors import ArtifactDamaged, StoreError
+from gristmill.references import dangling, refs_in
 from gristmill.runs import JOURNAL, RUNS, Run, folder_bytes, runs, unfinished
 from gristmill.workspace import Workspace
 

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from gristmill.artifact import MANIFEST
 from gristmill.champions import champions
-from gristmill.doctor import Engine, Finding, examine, left_behind
+from gristmill.doctor import Engine, Finding, examine
 from gristmill.doctor_command import run as show
 from gristmill.doctor_command import still_wrong
 from gristmill.errors import StoreError, WorkspaceBusy
+from gristmill.processes import left_behind
 from gristmill.runs import runs
 from gristmill.status import status
 from gristmill.workspace import Workspace
