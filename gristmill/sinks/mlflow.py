@@ -12,6 +12,7 @@ and metrics carry the time at which their artifact was made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -50,6 +51,9 @@ class MlflowSink:
 
     def __init__(self, settings: MlflowSinkRecipe, workspace: Workspace) -> None:
         self.settings, self.workspace = settings, workspace
+        # MLflow's own defaults wait for most of an hour on a server that does not answer.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         uri = settings.uri or f"sqlite:///{workspace.root / 'mlflow.db'}"
         self.local = uri.startswith(("sqlite:", "file:"))
         self.client = MlflowClient(tracking_uri=uri)

@@ -32,6 +32,7 @@ from openlineage.client.serde import Serde
 from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
 
 from gristmill.artifact import ArtifactRef, Manifest
+from gristmill.dataset.provenance import PROVENANCE
 from gristmill.errors import ArtifactMissing
 from gristmill.recipe import OpenLineageSinkRecipe
 from gristmill.sinks.events import Event, Input, Produced, Promoted, RolledBack, RunEnded, RunOf, RunStarted
@@ -155,8 +156,9 @@ class OpenLineageSink:
         )
 
     def _columns(self, manifest: Manifest) -> list[schema_dataset.SchemaDatasetFacetFields]:
-        """Of the first Parquet file, if there is one."""
-        name = next((file.name for file in manifest.files if file.name.endswith(".parquet")), None)
+        """Of the rows: the first Parquet file that is not their provenance, if there is one."""
+        names = (file.name for file in manifest.files if file.name.endswith(".parquet") and file.name != PROVENANCE)
+        name = next(names, None)
         if name is None:
             return []
         import pyarrow.parquet as pq
