@@ -262,21 +262,34 @@ def test_results_of_every_step_are_json() -> None:
     assert {type(one.result_serializer) for one in steps} == {caching.RefSerializer}
 
 
-def test_schedules_start_runs(prefect_server: str) -> None:
+def test_schedules_start_runs_and_paused_ones_take_them_back(prefect_server: str) -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler fails on every schedule, and only its log says so."""
     import sqlalchemy
+    from prefect.client.orchestration import get_client
+
+    from flows.deploy import _pause
 
     if "UV" not in os.environ and not sqlalchemy.__version__.startswith("2.0."):
         pytest.skip(f"not run by uv, and SQLAlchemy {sqlalchemy.__version__} is installed")
     with httpx.Client(base_url=prefect_server, timeout=30) as client:
         flow = client.post("/flows/", json={"name": "nothing"}).raise_for_status().json()["id"]
-        schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+        schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True, "slug": "often"}
         asked = {"name": "often", "flow_id": flow, "schedules": [schedule]}
         made = client.post("/deployments/", json=asked).raise_for_status().json()["id"]
+
+        def runs() -> int:
+            asked = {"deployments": {"id": {"any_": [made]}}}
+            return len(client.post("/flow_runs/filter", json=asked).raise_for_status().json())
+
         client.post(f"/deployments/{made}/schedule", json={}).raise_for_status()
-        found = client.post("/flow_runs/filter", json={"deployments": {"id": {"any_": [made]}}}).json()
+        assert runs() > 1
+        # As `prefect deploy` does it: the runs stand, and would start.
+        client.post("/deployments/", json={**asked, "schedules": [{**schedule, "active": False}]}).raise_for_status()
+        one = {"entrypoint": "anywhere.nothing", "name": "often", "schedules": [{"slug": "often", "active": False}]}
+        with get_client(sync_client=True) as prefect:
+            _pause(prefect, Plan((), {"deployments": [one]}))
+        assert runs() == 0
         client.delete(f"/deployments/{made}").raise_for_status()
-    assert len(found) > 1
 
 
 def test_a_training_elsewhere_outlives_the_sweep_of_a_loop_that_starts_again(tmp_path: Path) -> None:
