@@ -213,6 +213,7 @@ class _Teller:
         self.runs = {number: self._run(recipe) for number, recipe in recipes.items()}
         self.by_recipe = {run.name: run for run in self.runs.values()}
         self.stages: dict[str, str] = {}  # short reference → stage that made it
+        self.promoters: dict[ArtifactRef, str] = {}  # decision → the recipe whose promotion it was
         self.said: set[str] = set()
         self._refs: dict[str, ArtifactRef] = {}
 
@@ -230,10 +231,11 @@ class _Teller:
         if line.source == "runs":
             return self._started_or_ended(value) if new else None
         if isinstance(value, Champion):
+            self.promoters[value.decision] = value.recipe
             run = self._unknown(value.recipe)
             return Promoted(id=self._id(run, value), time=value.time, run=run, champion=value) if new else None
         if isinstance(value, Rollback):
-            run = self._unknown()
+            run = self._unknown(self.promoters.get(value.rolled_back, "workspace"))
             return RolledBack(id=self._id(run, value), time=value.time, run=run, rollback=value) if new else None
         if "stage" not in value:
             return None
