@@ -212,11 +212,10 @@ def _answers(folder: Path, start: Path, data: Path | None, device: str) -> tuple
     if len(bad) < len(said):
         return len(said), [_warning("answers", says)]
     before = ask(start)
-    if all(_empty(tokens) or _stuck(tokens) for tokens in before):
-        return len(said), [_warning("answers", f"{says}, as by the model trained from")]
-    return len(said), [
-        _error("answers", f"{says}, by the model trained from {sum(map(_empty, before))}; lower train.learning_rate")
-    ]
+    if worn := sum(_empty(tokens) or _stuck(tokens) for tokens in before):
+        as_before = "as by the model trained from" if worn == len(before) else f"{worn} by the model trained from"
+        return len(said), [_warning("answers", f"{says}, {as_before}")]
+    return len(said), [_error("answers", f"{says}, none by the model trained from; lower train.learning_rate")]
 
 
 def _empty(tokens: list[int]) -> bool:
