@@ -41,7 +41,8 @@ def test_interrupted_killed_resumed_and_looked_at(prefect_server: str, tmp_path:
         seen.append(line.decode())
         if seen[-1].startswith("turn 1  curate"):
             first.send_signal(signal.SIGINT)
-    assert first.wait(120) == 130
+    first.communicate(timeout=120)
+    assert first.returncode == 130
     (said,) = [line for line in seen if line.startswith("interrupted; to go on: ")]
     words = shlex.split(said.removeprefix("interrupted; to go on: "))
     assert words[-6:] == ["gristmill", "improve", str(tmp_path / "w.yaml"), "-w", str(workspace), "--json"]
@@ -51,7 +52,7 @@ def test_interrupted_killed_resumed_and_looked_at(prefect_server: str, tmp_path:
     for line in killed.stderr:
         if line.startswith(b"turn 1  validate"):
             killed.kill()
-    killed.wait(60)
+    killed.communicate(timeout=60)
     found = json.loads(call(prefect_server, "status", *place, "--json").stdout)
     assert found["last"]["outcome"] == "killed" and found["last"]["run"] == 2
     assert {one["stage"] for one in found["stages"] if one["state"] == "owed"} >= {"train", "promote", "report"}
