@@ -39,7 +39,7 @@ READS: dict[str, tuple[str, ...]] = {
 }
 """Stage → fields, or sections (`""`: the whole recipe), that are among its inputs."""
 
-VERSIONS: dict[str, str] = {"evaluate": "3", "format": "2", "promote": "3", "train": "2", "validate": "2"}
+VERSIONS: dict[str, str] = {"evaluate": "3", "format": "2", "make-tasks": "2", "promote": "3", "train": "2", "validate": "2"}
 """Task → version of its logic, where it is not 1."""
 
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Estimate(BaseModel):
@@ -52,6 +55,8 @@ def mean_reward(rewards: Mapping[str, Sequence[float]], confidence: float = 0.95
     Raises:
         ValueError: no tasks, or a task without samples.
     """
+    import numpy as np
+
     _require(rewards)
     means = np.array([np.mean(rewards[key]) for key in sorted(rewards)])
     return _interval(means, sum(len(v) for v in rewards.values()), confidence)
@@ -70,6 +75,8 @@ def paired_difference(
     Raises:
         ValueError: no common task.
     """
+    import numpy as np
+
     common = sorted(challenger.keys() & champion.keys())
     if not common:
         raise ValueError("the two policies have no task in common; evaluate both on the same held-out tasks")
@@ -89,6 +96,8 @@ def paired_ratio(
     Returns:
         None if they share no task, or the champion's mean is 0.
     """
+    import numpy as np
+
     common = sorted(challenger.keys() & champion.keys())
     ours, theirs = (np.array([side[key] for key in common], np.float64) for side in (challenger, champion))
     if not common or theirs.mean() == 0:
@@ -121,6 +130,7 @@ def bootstrap_difference(
     Raises:
         ValueError: no common task.
     """
+    import numpy as np
     from scipy.stats import bootstrap
 
     common = sorted(challenger.keys() & champion.keys())
@@ -137,6 +147,8 @@ def bootstrap_difference(
 
 
 def _interval(values: np.ndarray, samples: int, confidence: float) -> Estimate:
+    import numpy as np
+
     n = len(values)
     mean = float(values.mean())
     if n < 2:
