@@ -110,8 +110,7 @@ def iterate(recipe: Recipe, turn: int, standing: Standing, tasks: ArtifactRef) -
         dataset=dataset,
         base=standing.start(recipe),
         reference=standing.reference(recipe),
-        # What training depends on: where it starts is one of the inputs already, and where it runs changes nothing.
-        settings=recipe.train.model_copy(update={"init_from": None, "reference": "start", "deployment": None}),
+        settings=recipe.train,
         method=recipe.format.method,
         seed=recipe.seed,
     )

@@ -99,7 +99,7 @@ def _by(deployment: str) -> Any:
         inputs = get_call_parameters(train_policy.fn, args, kwargs)
         return _run_there(deployment, policy.key(train_policy.name, inputs), inputs)
 
-    return elsewhere
+    return elsewhere.with_options(cache_policy=policy)
 
 
 def _run_there(deployment: str, key: str, inputs: dict[str, Any]) -> ArtifactRef:

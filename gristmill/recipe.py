@@ -474,7 +474,7 @@ class PromoteRecipe(Section):
     min_diversity: float | None = Field(
         0.25,
         ge=0,
-        description="Refuse one whose unsolved answers to a task are shown to differ less than this many times as often.",
+        description="Refuse one whose unsolved answers to a task are shown to differ less than so many times as often.",
     )
     on_inconclusive: Literal["hold", "collect_more"] = Field(
         "hold",
@@ -629,7 +629,7 @@ class Recipe(Section):
         first = self.evaluate.samples
         if self.promote.on_inconclusive == "collect_more" and self.promote.samples_in_all(first) <= first:
             raise ValueError(
-                f"promote.most_samples is {self.promote.most_samples}, no more than evaluate.samples ({first}), so that "
+                f"promote.most_samples is {self.promote.most_samples}, no more than evaluate.samples ({first}): "
                 "collect_more could collect nothing; raise it"
             )
         return self

@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gristmill.recipe import Recipe
+from gristmill.recipe import Recipe, TrainRecipe
 from gristmill.refresh import BEFORE, OPTIONAL, PREPARE, REPORT, TURN
 
 _ACTING = ("policy.kind", "policy.device", "policy.server", "policy.server_args")
-_WHERE = ("environment.name", "environment.agent", "environment.start")
+_ASKED = ("environment.name", "environment.agent", "environment.start")
+_WHERE = frozenset(("launch", "deployment"))  # a training runs, changes no weights
 _AGAIN = ("environment.fresh",)  # the same tasks again are sampled with another seed
 _SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "batch_size", "seeds")
 
 READS: dict[str, tuple[str, ...]] = {
     "base policy": ("policy.model",),
     "held-out tasks": ("environment", "seed"),
-    "collect held-out": (*_ACTING, *_WHERE, *(f"evaluate.{name}" for name in _SAMPLING), "seed"),
+    "collect held-out": (*_ACTING, *_ASKED, *(f"evaluate.{name}" for name in _SAMPLING), "seed"),
     "ingest held-out": (),
     "evaluate": ("promote.confidence", "environment.solved_at"),
     "tasks": ("environment", "seed"),
-    "collect": (*_ACTING, *_WHERE, *_AGAIN, *(f"collect.{name}" for name in (*_SAMPLING, "temperatures")), "seed"),
+    "collect": (*_ACTING, *_ASKED, *_AGAIN, *(f"collect.{name}" for name in (*_SAMPLING, "temperatures")), "seed"),
     "ingest": (),
     "read": ("rollouts",),
     "sample": ("review", "seed"),
@@ -33,13 +34,20 @@ READS: dict[str, tuple[str, ...]] = {
     "curate": ("curate", "seed"),
     "format": ("format", "seed"),
     "validate": ("curate", "format", "checks", "collect.samples", "train.max_length", "seed"),
-    "train": ("train", "format.method", "seed"),
+    "train": (*(f"train.{name}" for name in TrainRecipe.model_fields if name not in _WHERE), "format.method", "seed"),
     "promote": ("promote",),
     "report": ("",),
 }
 """Stage → fields, or sections (`""`: the whole recipe), that are among its inputs."""
 
-VERSIONS: dict[str, str] = {"evaluate": "3", "format": "2", "make-tasks": "2", "promote": "3", "train": "2", "validate": "2"}
+VERSIONS: dict[str, str] = {
+    "evaluate": "3",
+    "format": "2",
+    "make-tasks": "2",
+    "promote": "3",
+    "train": "2",
+    "validate": "2",
+}
 """Task → version of its logic, where it is not 1."""
 
 

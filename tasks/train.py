@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from typing import Any
 
 from gristmill import model, progress
 from gristmill.artifact import ArtifactRef
@@ -13,11 +15,27 @@ from gristmill.train import train
 from gristmill.trainer import TrainJob
 from gristmill.workspace import Workspace
 from tasks import artifacts
-from tasks.caching import step
+from tasks.caching import ContentKey, step
+
+_NOT_READ = {"init_from", "reference", "launch", "deployment"}
+"""Fields of the recipe's section that change no weights: which models they choose is in the references, and where a
+training runs is no part of it."""
+
+
+@dataclass
+class _WhatIsTrained(ContentKey):
+    """Keyed by what the weights depend on, and not by where they are trained."""
+
+    def key(self, name: str, inputs: dict[str, Any]) -> str:
+        return super().key(name, {**inputs, "settings": _read(inputs["settings"])})
+
+
+def _read(settings: TrainRecipe) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=_NOT_READ)
 
 
 @step("train", version="2")
-def train_policy(
+def _train_policy(
     dataset: ArtifactRef,
     base: ArtifactRef,
     reference: ArtifactRef | None,
@@ -33,9 +51,7 @@ def train_policy(
     """
     workspace = Workspace.current()
     store = workspace.store
-    # Which models these two choose is in the references; the choice itself changes nothing.
-    chosen = settings.model_dump(mode="json", exclude={"init_from", "reference"})
-    inputs = {"dataset": dataset.digest, "base": base.digest, "method": method, "seed": seed, **chosen}
+    inputs = {"dataset": dataset.digest, "base": base.digest, "method": method, "seed": seed, **_read(settings)}
     if reference is not None and reference != base:
         inputs["reference_model"] = reference.digest
     work = workspace.work(f"train-{digest(inputs)[:32]}")
@@ -60,4 +76,5 @@ def train_policy(
     return ref
 
 
+train_policy = _train_policy.with_options(cache_policy=_WhatIsTrained(version="2"))
 artifacts.shown(train_policy, artifacts.training)
