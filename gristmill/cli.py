@@ -40,6 +40,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# What `gristmill --help` puts together.
+LOOP = "The loop"
+DATA = "Rollouts and training data"
+EVIDENCE = "Models and evidence"
+LINEAGE = "Lineage"
+CARE = "Workspaces and servers"
+
 WorkspaceOption = Annotated[
     Path,
     typer.Option(
@@ -65,7 +72,7 @@ Force = Annotated[
 DEFAULT_WORKSPACE = Path("workspace")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOP)
 def demo(
     overrides: Overrides = None,
     redo_from: RedoFrom = None,
@@ -81,7 +88,7 @@ def demo(
     _improve(load(demo_recipe(), overrides or ()), workspace, json, again)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOP)
 def improve(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Overrides = None,
@@ -98,7 +105,7 @@ def improve(
     _improve(load(recipe, overrides or ()), workspace, json, again)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOP)
 def resume(
     overrides: Overrides = None,
     redo_from: RedoFrom = None,
@@ -117,7 +124,7 @@ def resume(
     _improve(recipe, workspace, json, again)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOP)
 def status(
     arguments: Annotated[
         list[str] | None,
@@ -134,42 +141,7 @@ def status(
     run(arguments or (), workspace=workspace, json=json, console=Console())
 
 
-@app.command()
-def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Hash every byte of every artifact again.")] = False,
-    mend: Annotated[bool, typer.Option("--mend", help="Do the safe mends; damage is set aside, not deleted.")] = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    json: JsonOption = False,
-) -> None:
-    """Say what is wrong with a workspace, and mend it; exit 1 if something is."""
-    from rich.console import Console
-
-    from flows.engine import engine
-    from gristmill.doctor_command import run, still_wrong
-
-    _quiet_libraries()
-    found = run(workspace=workspace, deep=deep, mend=mend, json=json, engine=engine(), console=Console())
-    if still_wrong(found):
-        sys.exit(1)
-
-
-@app.command("gc")
-def collect_garbage(
-    keep_runs: Annotated[int, typer.Option(min=0, help="Keep what so many of the last runs used.")] = 5,
-    days: Annotated[float | None, typer.Option(min=0, help="Keep what runs of the last days used, too.")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what could go.")] = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    json: JsonOption = False,
-) -> None:
-    """Say what a workspace can spare: never what a champion, a tag or a recent run needs."""
-    from rich.console import Console
-
-    from gristmill.gc_command import run
-
-    run(workspace=workspace, keep_runs=keep_runs, days=days, delete=delete, json=json, console=Console())
-
-
-@app.command()
+@app.command(rich_help_panel=DATA)
 def inspect(
     files: Annotated[list[str], typer.Argument(help="Rollout files (.jsonl, .gz, .zst), folders or globs.")],
     json: JsonOption = False,
@@ -184,7 +156,7 @@ def inspect(
     run(files, json=json, html=html, quarantine=quarantine)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def review(
     what: Annotated[list[str], typer.Argument(metavar="FILES...|NAME", help="Rollout files, or a recipe's name.")],
     everything: Annotated[bool, typer.Option("--all", help="All rollouts instead of a sample.")] = False,
@@ -230,7 +202,7 @@ def review(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def validate(
     arguments: Annotated[
         list[str], typer.Argument(metavar="FILE|KEY=VALUE", help="Rollout files, and recipe fields to change.")
@@ -249,7 +221,7 @@ def validate(
     run(arguments, recipe=recipe, against=against or (), strict=strict, json=json, html=html)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOP)
 def plan(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RECIPE|FILE|KEY=VALUE", help="A recipe, or rollout files.")
@@ -263,7 +235,7 @@ def plan(
     run(arguments, workspace=workspace, json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def prepare(
     what: Annotated[
         list[str],
@@ -346,7 +318,7 @@ def prepare(
         _prepare_recipe(request, place, workspace, force, json)
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def train(
     data: Annotated[Path, typer.Argument(help="Folder that `gristmill prepare` wrote, or any of TRL's rows.")],
     overrides: Overrides = None,
@@ -366,7 +338,7 @@ def train(
     run(data, overrides or (), base=model, out=out, method=method, recipe=recipe, seed=seed, json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def collect(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Overrides = None,
@@ -400,7 +372,7 @@ def collect(
         sys.exit(130)
 
 
-@app.command("recipe")
+@app.command("recipe", rich_help_panel=LOOP)
 def show_recipe() -> None:
     """Print a recipe with every field, its default and what it means, to start from."""
     from gristmill.recipe import documented
@@ -408,7 +380,7 @@ def show_recipe() -> None:
     print(documented(), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def evaluate(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe.", show_default=False)] = None,
     arguments: Annotated[
@@ -446,7 +418,7 @@ def evaluate(
     evaluate_command.tell(told, settings.promote.confidence, json=json, console=Console())
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def compare(
     a: Annotated[str, typer.Argument(help="Rollout files; or base, champion, or a policy by any of its names.")],
     b: Annotated[str, typer.Argument(help="The other side; differences are B − A.")],
@@ -478,7 +450,7 @@ def compare(
     compare_command.tell(found, json=json, console=Console())
 
 
-@app.command()
+@app.command(rich_help_panel=LINEAGE)
 def diff(
     a: Annotated[
         str, typer.Argument(help="A run, by number or `last`; or a selection: the start of its digest, folder, file.")
@@ -506,7 +478,7 @@ MermaidOption = Annotated[bool, typer.Option("--mermaid", help="Print the graph 
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page with the graph to this file.")]
 
 
-@app.command()
+@app.command(rich_help_panel=LINEAGE)
 def trace(
     what: Asked,
     show: Annotated[bool, typer.Option("--show", help="Of a dataset's row: print it.")] = False,
@@ -530,7 +502,7 @@ def trace(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=LINEAGE)
 def impact(
     what: Asked,
     taint: Annotated[bool, typer.Option("--taint", help="Mark it as bad: the next turns leave it out.")] = False,
@@ -562,7 +534,7 @@ def impact(
         run(what, down=True, workspace=workspace, json=json, mermaid=mermaid, html=html, console=console)
 
 
-@app.command()
+@app.command(rich_help_panel=LINEAGE)
 def tag(
     words: Annotated[list[str], typer.Argument(metavar="ID NAME", help="What, and its tag.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take the tag away.")] = False,
@@ -575,7 +547,7 @@ def tag(
     name(words, remove=remove, note=False, workspace=workspace, json=json, console=_console())
 
 
-@app.command()
+@app.command(rich_help_panel=LINEAGE)
 def note(
     words: Annotated[list[str], typer.Argument(metavar='ID "TEXT"', help="What, and the note.")],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
@@ -588,7 +560,7 @@ def note(
 
 
 champion_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-app.add_typer(champion_app, name="champion")
+app.add_typer(champion_app, name="champion", rich_help_panel=EVIDENCE)
 
 
 @champion_app.callback()
@@ -648,7 +620,42 @@ def export_champion(
     export(workspace, what, out, force=force, json=json, console=_console())
 
 
-@app.command()
+@app.command(rich_help_panel=CARE)
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Hash every byte of every artifact again.")] = False,
+    mend: Annotated[bool, typer.Option("--mend", help="Do the safe mends; damage is set aside, not deleted.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what is wrong with a workspace, and mend it; exit 1 if something is."""
+    from rich.console import Console
+
+    from flows.engine import engine
+    from gristmill.doctor_command import run, still_wrong
+
+    _quiet_libraries()
+    found = run(workspace=workspace, deep=deep, mend=mend, json=json, engine=engine(), console=Console())
+    if still_wrong(found):
+        sys.exit(1)
+
+
+@app.command("gc", rich_help_panel=CARE)
+def collect_garbage(
+    keep_runs: Annotated[int, typer.Option(min=0, help="Keep what so many of the last runs used.")] = 5,
+    days: Annotated[float | None, typer.Option(min=0, help="Keep what runs of the last days used, too.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what could go.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+) -> None:
+    """Say what a workspace can spare: never what a champion, a tag or a recent run needs."""
+    from rich.console import Console
+
+    from gristmill.gc_command import run
+
+    run(workspace=workspace, keep_runs=keep_runs, days=days, delete=delete, json=json, console=Console())
+
+
+@app.command(rich_help_panel=CARE)
 def deploy(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Overrides = None,
@@ -697,7 +704,7 @@ def deploy(
         tell(plan, applied.pools, applied.workers)
 
 
-@app.command()
+@app.command(rich_help_panel=CARE)
 def sinks(
     action: Annotated[
         Literal["status", "replay", "again", "skip"],
@@ -717,7 +724,7 @@ def sinks(
 
 
 places = typer.Typer(no_args_is_help=True)
-app.add_typer(places, name="workspace", help="Copies of workspaces.")
+app.add_typer(places, name="workspace", help="Copies of workspaces.", rich_help_panel=CARE)
 
 
 @places.command("copy")
@@ -733,7 +740,7 @@ def copy_workspace(
     run(source, target, check=verify, json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=CARE)
 def watch(
     folder: Annotated[Path, typer.Argument(help="Folder that rollouts are written to.", show_default=False)],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
