@@ -277,10 +277,10 @@ def test_the_flow_waits_for_its_review(
     assert row["rollout_id"].encode() in (place.store.path(decisions) / FILE).read_bytes()
 
 
-@pytest.mark.parametrize("format", [{"method": "dpo"}, {"target": "verl"}, {"token_ids": True}])
+@pytest.mark.parametrize("format", [{"method": "rl", "target": "gym"}, {"target": "verl"}, {"token_ids": True}])
 def test_the_loop_refuses_what_its_trainer_cannot_read(format: dict[str, Any]) -> None:
     from flows.iterate import require_trainable
 
     require_trainable(build({}))
-    with pytest.raises(RecipeError, match="the loop trains by sft on trl's rows"):
+    with pytest.raises(RecipeError, match=r"train.trainer trl trains by .* and the recipe's format is"):
         require_trainable(build({"format": format}))
