@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ os.environ.update(
     }
 )
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job is deaf to SIGINT, and so are its children; some tests send it to theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _STARTED = time.monotonic()
 

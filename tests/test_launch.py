@@ -116,7 +116,7 @@ def test_nothing_is_left_of_a_local_job_whose_caller_ends(work: Path, sign: sign
 def test_a_restarted_local_job_waits_for_the_end_of_the_earlier_one(work: Path) -> None:
     """The keeper of a killed caller needs a moment; two trainings at once would write the same checkpoints."""
     scripts(
-        work, 'if [ -f first ]; then echo again; else touch first; trap "sleep 1; echo gone" TERM; sleep 300 & wait; fi'
+        work, 'if [ -f first ]; then echo again; else trap "sleep 1; echo gone" TERM; touch first; sleep 300 & wait; fi'
     )
     process = caller("local", work)
     wait_for(lambda: (work / "first").exists())

@@ -25,7 +25,7 @@ pytest.importorskip("mlflow", reason="mlflow is not installed")
 pytest.importorskip("openlineage.client", reason="openlineage-python is not installed")
 pytest.importorskip("trackio", reason="trackio is not installed")
 # MLflow uses what SQLAlchemy deprecates; openlineage what dateutil does. None of it is ours to mend.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.live]
 
 
 def recipe(folder: Path) -> Recipe:

@@ -19,6 +19,7 @@ def gristmill(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.live
 def test_prepared_rollouts_become_a_model_and_again_is_not_again(tmp_path):
     rollouts = [rollout(f"It is {n}.", task=n) for n in range(12)]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rollouts))

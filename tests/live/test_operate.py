@@ -30,8 +30,6 @@ def call(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_interrupted_killed_resumed_and_looked_at(prefect_server: str, tmp_path: Path) -> None:
-    # Whoever starts the tests in the background of a shell has SIGINT ignored, and children inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     workspace = tmp_path / "w"
     place = ["-w", str(workspace)]
     first = command(workspace, prefect_server)
