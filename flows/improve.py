@@ -6,7 +6,6 @@ stage in the cache, and raising `turns` goes on where the last run ended.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.evaluate import base, evaluate, heldout_tasks
 from flows.events import finished
 from flows.iterate import iterate, require_trainable
-from gristmill.artifact import ArtifactRef
+from gristmill.artifact import ArtifactRef, now
 from gristmill.champions import Champion, register, rolled_back
 from gristmill.collect.run import check
 from gristmill.environment import source
@@ -73,11 +72,11 @@ def improve(
         )
         undone = rolled_back(place)
         turns: list[Turn] = []
-        began = datetime.now(UTC).isoformat(timespec="seconds")
+        began = now()
         stopped = None
-        before, now = Spent(), spent(place.store, [measured.evaluation])
+        before, so_far = Spent(), spent(place.store, [measured.evaluation])
         for number in range(1, recipe.turns + 1):
-            stopped = stop(recipe, turns, before, now)
+            stopped = stop(recipe, turns, before, so_far)
             if stopped is None:
                 tasks = _tasks(recipe, number, standing)
                 stopped = nothing_left(place.store, tasks)
@@ -91,7 +90,7 @@ def improve(
             if turn.promoted:
                 _register(place, recipe, turn)
             standing = standing.after(turn)
-            before, now = now, spent(place.store, [measured.evaluation, *(turn.decision for turn in turns)])
+            before, so_far = so_far, spent(place.store, [measured.evaluation, *(turn.decision for turn in turns)])
         if not turns:
             raise GateError(f"no turn was begun: {stopped}")
         report = run(
@@ -138,6 +137,6 @@ def _register(workspace: Workspace, recipe: Recipe, turn: Turn) -> None:
             replaced=turn.champion,
             decision=turn.decision,
             lift=read_decision(workspace.store, turn.decision).lift,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            time=now(),
         ),
     )

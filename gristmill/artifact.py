@@ -11,6 +11,7 @@ as they are read. Newer ones are refused, never guessed at.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
@@ -124,6 +125,11 @@ def refuse_newer(version: int, known: int, what: str) -> None:
             f"{what} has schema version {version}, and this Gristmill reads up to {known}: a newer one made it; "
             "upgrade gristmill to use this workspace"
         )
+
+
+def now() -> str:
+    """The time as everything on disk has it: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def content_digest(kind: Kind, files: tuple[FileEntry, ...]) -> str:

@@ -6,11 +6,9 @@ from the champion before, as if its gate had said no.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from pydantic import BaseModel, ConfigDict
 
-from gristmill.artifact import ArtifactRef
+from gristmill.artifact import ArtifactRef, now
 from gristmill.errors import UsageError
 from gristmill.statistics import Estimate
 from gristmill.workspace import Workspace
@@ -94,7 +92,7 @@ def roll_back(workspace: Workspace, reason: str) -> Rollback:
             checkpoint=last.checkpoint,
             back_to=last.replaced,
             reason=reason,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            time=now(),
         )
         workspace.append(_REGISTRY, taken.model_dump(mode="json"))
     return taken

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gristmill.artifact import MANIFEST, ArtifactRef
+from gristmill.artifact import MANIFEST, ArtifactRef, now
 from gristmill.errors import NewerSchema, StoreError
 from gristmill.processes import end, left_behind
 from gristmill.references import dangling
@@ -340,7 +340,7 @@ def _versions(workspace: Workspace) -> Iterator[Finding]:
         )
     else:
         yield Finding(check="versions", level="ok", what="as the newest artifact was made with")
-    later = [one for one in manifests if one.created > datetime.now(UTC).isoformat(timespec="seconds")]
+    later = [one for one in manifests if one.created > now()]
     if later:
         yield Finding(
             check="clock",

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gristmill.gc import Sweep, collect
-from gristmill.status_command import size_words
+from gristmill.words import size
 from gristmill.workspace import Workspace, called
 
 
@@ -31,20 +31,18 @@ def run(
     for title in ("", "keep", "", "removed" if delete else "spare", ""):
         table.add_column(title, justify="left" if not table.columns else "right", no_wrap=True)
     for one in found.shares:
-        table.add_row(
-            one.kind, f"{one.kept:,}", size_words(one.kept_bytes), f"{one.swept:,}", size_words(one.swept_bytes)
-        )
+        table.add_row(one.kind, f"{one.kept:,}", size(one.kept_bytes), f"{one.swept:,}", size(one.swept_bytes))
     if found.shares:
         console.print(table)
     kept = ", ".join(f"{reason} {count:,}" for reason, count in found.why.items()) or "nothing"
     console.print(Text(f"kept, with all they were made of: {kept}", "dim"), soft_wrap=True)
     if delete:
-        console.print(Text(f"{size_words(found.bytes)} removed"), soft_wrap=True)
+        console.print(Text(f"{size(found.bytes)} removed"), soft_wrap=True)
     elif found.bytes:
         command = ["gristmill", "gc", "-w", called(workspace), "--keep-runs", str(keep_runs)]
         command += [] if days is None else ["--days", f"{days:g}"]
         console.print(
-            Text(f"{size_words(found.bytes)} can go; nothing was removed. `{shlex.join([*command, '--delete'])}` does"),
+            Text(f"{size(found.bytes)} can go; nothing was removed. `{shlex.join([*command, '--delete'])}` does"),
             soft_wrap=True,
         )
     else:

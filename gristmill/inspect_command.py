@@ -20,6 +20,7 @@ from gristmill import charts
 from gristmill.errors import UsageError
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.profile import Environment, Histogram, Profile, Spread, profile
+from gristmill.words import many, size
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -111,7 +112,7 @@ def _title(text: str) -> RenderableType:
 def _headline(found: Profile) -> Text:
     text = Text()
     text.append(f"{found.rows_kept:,} of {found.rows_read:,} rows usable", style="bold")
-    text.append(f" in {_many(found.files, 'file')}, {_size(found.bytes)}")
+    text.append(f" in {many(found.files, 'file')}, {size(found.bytes)}")
     for count, what in (
         (found.truncated, "answers cut off"),
         (found.duplicate_answers, "answers that repeat another of their task"),
@@ -133,7 +134,7 @@ def environment_facts(one: Environment) -> list[tuple[str, str]]:
     """An environment in words: (what, said)."""
     facts = []
     repeats = one.rollouts_per_task
-    rows = f"{one.rows:,} rollouts of {_many(one.tasks, 'task')}"
+    rows = f"{one.rows:,} rollouts of {many(one.tasks, 'task')}"
     if repeats is not None:
         spread = f"{repeats.min:.0f}" if repeats.min == repeats.max else f"{repeats.min:.0f} to {repeats.max:.0f}"
         rows += f", {spread} each"
@@ -226,7 +227,7 @@ def checked_words(found: Profile) -> str:
     """What the conversion of the sample came to, in words."""
     checked = found.checked
     sample = "" if checked.rows == checked.of else f", a sample of {checked.of:,}"
-    text = f"{checked.trainable:,} of {_many(checked.rows, 'usable row')}{sample} can be trained on as a chat"
+    text = f"{checked.trainable:,} of {many(checked.rows, 'usable row')}{sample} can be trained on as a chat"
     problems = ", ".join(f"{reason} {count:,}" for reason, count in checked.problems.items())
     return f"{text}; the others: {problems}" if problems else text
 
@@ -242,16 +243,6 @@ def _table(*columns: str) -> Table:
 def _plain(text: str, style: str = "") -> Text:
     """Text from the data: no markup, and no control characters, which a terminal would obey."""
     return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text), style=style)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
-def _size(count: int) -> str:
-    return (
-        f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
-    )
 
 
 # ---- as a page

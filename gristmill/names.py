@@ -11,13 +11,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gristmill.artifact import ArtifactRef, Manifest
+from gristmill.artifact import ArtifactRef, Manifest, now
 from gristmill.champions import champions
 from gristmill.decisions import login_name
 from gristmill.errors import StoreError, UsageError
@@ -89,7 +88,7 @@ def give(workspace: Workspace, name: str, ref: ArtifactRef | None, what: Literal
         raise UsageError(f"{name!r} is a{'n' * (standing.what == 'alias')} {standing.what}; choose another name")
     if what == "alias" and ref is not None and ref.kind != "checkpoint":
         raise UsageError(f"{ref} is no model; an alias names one (`gristmill tag` names anything)")
-    return _append(workspace, Named(what=what, name=name, ref=ref, by=login_name(), time=_now()))
+    return _append(workspace, Named(what=what, name=name, ref=ref, by=login_name(), time=now()))
 
 
 def note(workspace: Workspace, ref: ArtifactRef, text: str) -> Named:
@@ -100,7 +99,7 @@ def note(workspace: Workspace, ref: ArtifactRef, text: str) -> Named:
     """
     if not text.strip():
         raise UsageError("the note is empty; give its text in quotes")
-    return _append(workspace, Named(what="note", ref=ref, text=text.strip(), by=login_name(), time=_now()))
+    return _append(workspace, Named(what="note", ref=ref, text=text.strip(), by=login_name(), time=now()))
 
 
 def labels(workspace: Workspace) -> dict[ArtifactRef, tuple[str, ...]]:
@@ -206,7 +205,3 @@ def _near(text: str, every: Iterable[str]) -> str:
 def _append(workspace: Workspace, entry: Named) -> Named:
     workspace.append(FILE, entry.model_dump(mode="json"))
     return entry
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.artifact import Manifest
-from gristmill.checks.registry import many
 from gristmill.checks.remedies import TaskCounts, more_rows
 from gristmill.evaluation import Evaluation, read_evaluation
 from gristmill.loop import starts_from, window
@@ -25,6 +24,7 @@ from gristmill.recipe import Recipe
 from gristmill.redo import redo
 from gristmill.scale import scale
 from gristmill.store import Store
+from gristmill.words import many
 
 POWER = 0.8
 POINTS = 0.05  # what the planner asks to see: 5 points, of rewards within 0 to 1; else of their range

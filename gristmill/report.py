@@ -26,6 +26,7 @@ from gristmill.charts import decimals_for, number
 from gristmill.identity import canonical
 from gristmill.promotion import Decision, Verdict
 from gristmill.statistics import Estimate
+from gristmill.words import duration, many
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 FOLD_AFTER = 1200
@@ -258,7 +259,7 @@ def decision_words(turn: TurnReport) -> str:
     score = f"scored {estimate_words(turn.score)}" if turn.score else "was not scored by itself"
     facts = (
         f"{turn.challenger} {score}; the champion, {turn.gate.champion}, scored {estimate_words(champion)} "
-        f"on {size_words(champion)}. Paired over {count(lift.tasks, 'task')}, the lift is "
+        f"on {size_words(champion)}. Paired over {many(lift.tasks, 'task')}, the lift is "
         f"{lift_words(lift, decision.confidence)}. "
     )
     if lift.low is None or lift.high is None:
@@ -269,9 +270,9 @@ def decision_words(turn: TurnReport) -> str:
     failed = [guard for guard in decision.guards if not guard.passed]
     if failed and lift.low > threshold:
         which = "; ".join(f"{guard.name}: {guard.evidence}" for guard in failed)
-        guarded = f"{count(len(failed), 'guard')} of {len(decision.guards)} failed"
+        guarded = f"{many(len(failed), 'guard')} of {len(decision.guards)} failed"
         return f"{facts}The lower bound, {low}, is above {limit}, but {guarded} ({which}): the champion stays."
-    held = f" {count(len(decision.guards), 'guard')} held." if decision.guards else ""
+    held = f" {many(len(decision.guards), 'guard')} held." if decision.guards else ""
     verdict = {
         Verdict.PROMOTED: f"The lower bound, {low}, is above {limit}: it was promoted.{held}",
         Verdict.REJECTED: f"Even the upper bound, {high}, is not above {limit}: it was rejected and the "
@@ -287,8 +288,8 @@ def settling_words(decision: Decision) -> str:
     """What more evidence would settle an inconclusive decision."""
     if decision.lift.mean <= decision.min_effect:
         return "Nothing suggests a lift that more evidence would confirm."
-    ways = [f"{count(decision.needed_tasks, 'held-out task')} in all"] if decision.needed_tasks else []
-    ways += [f"{count(decision.needed_samples, 'sample')} of each task"] if decision.needed_samples else []
+    ways = [f"{many(decision.needed_tasks, 'held-out task')} in all"] if decision.needed_tasks else []
+    ways += [f"{many(decision.needed_samples, 'sample')} of each task"] if decision.needed_samples else []
     if not ways:
         return "No number of tasks within reach would settle it."
     return f"If the lift is what it seems, {' or '.join(ways)} would settle it."
@@ -314,30 +315,13 @@ def size_words(estimate: Estimate) -> str:
     """How many tasks, times how many samples of each; the total where tasks have unequal numbers."""
     each, uneven = divmod(estimate.samples, estimate.tasks)
     if uneven:
-        return f"{count(estimate.tasks, 'task')}, {count(estimate.samples, 'sample')}"
-    return f"{count(estimate.tasks, 'task')} {TIMES} {count(each, 'sample')}"
+        return f"{many(estimate.tasks, 'task')}, {many(estimate.samples, 'sample')}"
+    return f"{many(estimate.tasks, 'task')} {TIMES} {many(each, 'sample')}"
 
 
 def percent(confidence: float) -> str:
     """'95 %', '99.5 %'."""
     return f"{confidence * 100:.4g} %"
-
-
-def count(n: int, noun: str) -> str:
-    """'1 task', '1,200 tasks'."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """'0.4 s', '41 s', '5 min 12 s', '2 h 3 min'."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 # Control characters as their pictures (U+2400 …): HTML cannot hold most, and a reader should see them.
@@ -492,7 +476,7 @@ def _template() -> Template:
     )
     environment.globals.update(
         CHART_STYLE=charts.STYLE,
-        count=count,
+        count=many,
         decision_words=decision_words,
         duration=duration,
         estimate_words=estimate_words,

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from gristmill import progress
+from gristmill.artifact import now
 from gristmill.errors import GateError, GristmillError, UsageError, WorkspaceLost
 from gristmill.progress import Update
 from gristmill.recipe import Recipe
@@ -111,11 +111,11 @@ class Recording:
     def watch(self, update: Update) -> None:
         """Keep running.json about as old as a second."""
         at = (update.turn, update.stage)
-        since = self._since.setdefault(at, _now())
+        since = self._since.setdefault(at, now())
         if update.state == "running" and (update.done or update.note) and time.monotonic() - self._written < _EVERY:
             return
         self._written = time.monotonic()
-        line = {"run": self.number, "pid": os.getpid(), "since": since, "time": _now(), **update._asdict()}
+        line = {"run": self.number, "pid": os.getpid(), "since": since, "time": now(), **update._asdict()}
         path = self.workspace.root / RUNNING
         # What it says matters to nobody but whoever looks: a full disk is the next stage's to report.
         with contextlib.suppress(OSError, WorkspaceLost):
@@ -152,7 +152,7 @@ def recorded(
     wanted = resolve(refresh or Refresh(), recipe, known)
     number = max((one.number for one in known), default=0) + 1
     start = {
-        "time": _now(),
+        "time": now(),
         "run": number,
         "event": "start",
         "id": uuid.uuid4().hex,
@@ -184,7 +184,7 @@ def recorded(
         # If the disk refuses this too, the run reads as killed, which loses nothing.
         with contextlib.suppress(OSError, GristmillError):
             workspace.require_lock()
-            workspace.append(RUNS, {"time": _now(), "run": number, "event": "end", "outcome": outcome, "error": words})
+            workspace.append(RUNS, {"time": now(), "run": number, "event": "end", "outcome": outcome, "error": words})
             (workspace.root / RUNNING).unlink(missing_ok=True)
 
 
@@ -308,7 +308,3 @@ def folder_bytes(path: Path) -> int:
             with contextlib.suppress(OSError):  # removed while we look
                 total += os.lstat(os.path.join(folder, name)).st_size
     return total
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

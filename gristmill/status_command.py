@@ -15,6 +15,7 @@ from rich.text import Text
 from gristmill.errors import RecipeError
 from gristmill.recipe import load
 from gristmill.status import StageStatus, Status, by_turn, status
+from gristmill.words import duration, size
 from gristmill.workspace import Workspace, called
 
 _MARKS = {
@@ -83,8 +84,8 @@ def _print(found: Status, workspace: str, arguments: list[str], console: Console
         say("champion: none yet")
     sizes = sorted(found.disk.items(), key=lambda one: (-one[1], one[0]))
     total = sum(found.disk.values())
-    shown = ", ".join(f"{name} {size_words(size)}" for name, size in sizes[:6])
-    say(f"disk: {size_words(total)} ({shown}); {size_words(found.free)} free")
+    shown = ", ".join(f"{name} {size(count)}" for name, count in sizes[:6])
+    say(f"disk: {size(total)} ({shown}); {size(found.free)} free")
     say(_next(found, workspace, arguments))
 
 
@@ -119,7 +120,7 @@ def _now(found: Status) -> str:
     since = ""
     if now.since:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(now.since)).total_seconds()
-        since = f", for {time_words(max(0.0, seconds))}"
+        since = f", for {duration(max(0.0, seconds))}"
     return f"  now: {where} {now.stage}{much.rstrip()} (process {now.pid}{since})"
 
 
@@ -133,21 +134,5 @@ def _next(found: Status, workspace: str, arguments: list[str]) -> str:
     command = shlex.join(["gristmill", *(["improve", *arguments] if arguments else ["resume"]), *place])
     if not found.owed:
         return f"nothing is owed; `{command}` would find everything cached"
-    took = "" if found.owed_seconds is None else f", which took {time_words(found.owed_seconds)} before"
+    took = "" if found.owed_seconds is None else f", which took {duration(found.owed_seconds)} before"
     return f"next: `{command}` does {found.owed} stage{'s' if found.owed > 1 else ''}{took}"
-
-
-def size_words(size: float) -> str:
-    """`1.4 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def time_words(seconds: float) -> str:
-    """`42 s`, `3 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from gristmill.artifact import MANIFEST, ArtifactRef, FileEntry, Kind, Manifest, content_digest, read_manifest
+from gristmill.artifact import MANIFEST, ArtifactRef, FileEntry, Kind, Manifest, content_digest, now, read_manifest
 from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
 from gristmill.identity import file_digest
 
@@ -107,7 +106,7 @@ class Draft:
             settings=settings,
             counts=counts,
             files=files,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
             seconds=round(time.monotonic() - self._started, 3),
             gristmill=metadata.version("gristmill"),
             environment=environment(),

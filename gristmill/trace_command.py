@@ -10,6 +10,7 @@ import orjson
 from gristmill.lineage import Node, Origin, Walk
 from gristmill.taints import standing
 from gristmill.tracing import impact, taint, tainted, trace
+from gristmill.words import many
 from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _told_down(walk: Walk, console: Console) -> None:
     if walk.rollouts_found:
         said = "1 rollout" if walk.rollouts_found == 1 else f"{walk.rollouts_found:,} rollouts"
         rows = sum(one.rows for one in walk.touched)
-        where = f"{rows:,} rows of {_many(len(walk.touched), 'dataset')}" if walk.touched else "no dataset row"
+        where = f"{rows:,} rows of {many(len(walk.touched), 'dataset')}" if walk.touched else "no dataset row"
         console.print(Text.assemble((walk.asked, "bold"), f": {said}, in {where}"))
     if walk.touched:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -279,7 +280,3 @@ def name(words: list[str], *, remove: bool, note: bool, workspace: Path, json: b
     else:
         said = f"“{made.text}”" if note else made.name
         console.print(Text(f"{Lineage(place).named(made.ref)}: {said}"))
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from gristmill.checks import Report, page, validate
 from gristmill.checks.content import template_of
-from gristmill.checks.registry import many
 from gristmill.curate import SELECTION, curate
 from gristmill.errors import GateError, InputError, UsageError
 from gristmill.ingest import find_rollout_files, ingest
 from gristmill.recipe import CurateRecipe, Recipe, build, load
 from gristmill.rollout import Unreadable, parse
+from gristmill.words import many
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 

@@ -21,14 +21,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from gristmill.artifact import refuse_newer
+from gristmill.artifact import now, refuse_newer
 from gristmill.errors import StoreError, WorkspaceBusy, WorkspaceLost
 from gristmill.remote.bucket import remote_url
 from gristmill.store import Store
@@ -209,7 +208,7 @@ class Workspace:
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""
-        self.append(JOURNAL, {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+        self.append(JOURNAL, {"time": now(), **line})
 
 
 def called(place: Path | str) -> str:

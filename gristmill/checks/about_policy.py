@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gristmill.checks.evidence import Evidence, Leak
-from gristmill.checks.registry import Said, check, many, percent
+from gristmill.checks.registry import Said, check, percent
 from gristmill.recipe import ChecksRecipe
+from gristmill.words import many
 
 _SHOWN = 3
 

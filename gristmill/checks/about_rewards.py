@@ -5,9 +5,10 @@ from __future__ import annotations
 from gristmill.charts import number
 from gristmill.checks.evidence import Environment, Evidence
 from gristmill.checks.finding import Remedy
-from gristmill.checks.registry import PREFERENCES, Said, check, many, percent
+from gristmill.checks.registry import PREFERENCES, Said, check, percent
 from gristmill.example import Method
 from gristmill.recipe import ChecksRecipe
+from gristmill.words import many
 
 _RANKED: frozenset[Method] = frozenset({"dpo", "reward", "kto", "rl"})
 _NEARLY_ALL = 0.9

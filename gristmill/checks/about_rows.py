@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from gristmill.checks.evidence import Content, Evidence
 from gristmill.checks.finding import Remedy
-from gristmill.checks.registry import Said, check, many, percent
+from gristmill.checks.registry import Said, check, percent
 from gristmill.example import Method
 from gristmill.recipe import ChecksRecipe
+from gristmill.words import many
 
 _FEW_ROWS = 20
 _OUTLIERS = 0.01  # share of far outliers in length that is worth a word

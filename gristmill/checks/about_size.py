@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from gristmill.checks.evidence import Evidence
 from gristmill.checks.finding import Remedy
-from gristmill.checks.registry import PREFERENCES, Said, check, many, percent
+from gristmill.checks.registry import PREFERENCES, Said, check, percent
 from gristmill.reasons import DropReason
 from gristmill.recipe import ChecksRecipe
+from gristmill.words import many
 
 _UNREADABLE = (
     *(DropReason.NOT_JSON, DropReason.TORN_LINE, DropReason.NOT_AN_OBJECT, DropReason.NO_RESPONSE),

@@ -17,7 +17,8 @@ from gristmill import charts
 from gristmill.checks.catalogue import Report
 from gristmill.checks.evidence import Bins, Environment
 from gristmill.checks.finding import Finding
-from gristmill.checks.registry import REGISTER, many, percent
+from gristmill.checks.registry import REGISTER, percent
+from gristmill.words import many
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -56,11 +56,6 @@ def check(
     return enter
 
 
-def many(count: int, what: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
 def percent(share: float) -> str:
     """A share for people: never 0 % of something, never 100 % of less than all."""
     if 0 < share < 0.01:

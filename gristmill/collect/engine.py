@@ -27,6 +27,7 @@ from gristmill.collect.journal import Journal
 from gristmill.collect.pace import Pace
 from gristmill.errors import CollectionError
 from gristmill.recipe import RequestsRecipe
+from gristmill.words import duration
 
 _SPEED_OVER = 60.0
 """Seconds that speed and time left are estimated from."""
@@ -281,19 +282,12 @@ class _Engine:
             if self.tokens > tokens:
                 note.append(f"{(self.tokens - tokens) / seconds:.3g} tokens/s")
             left = (self.total - self.there - self.failed) * seconds / (self.there - there)
-            note.append(f"{_duration(left)} left")
+            note.append(f"{duration(left)} left")
         if self.failed:
             note.append(f"{self.failed} failed")
         if self.pace.limit < self.pace.most:
             note.append(f"slowed to {int(self.pace.limit)} at a time")
         self.progress(self.there, self.total, ", ".join(note))
-
-
-def _duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{int(seconds)} s"
 
 
 Ask = Callable[[httpx.AsyncClient], Awaitable[Any]]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
+from gristmill.artifact import now
 from gristmill.recipe import SinksRecipe
 from gristmill.sinks import open_sink
 from gristmill.sinks.events import Position, events, owed
@@ -77,14 +77,14 @@ def deliver(
             position = told.after
             if sent - written >= _STEP:
                 written = sent
-                _write(workspace, name, Standing(time=_now(), position=position, sent=began.sent + sent))
+                _write(workspace, name, Standing(time=now(), position=position, sent=began.sent + sent))
     except Exception as problem:  # a sink is somebody else's code: whatever it raises is its own trouble
         error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:500]
     finally:
         if sink is not None:
             with suppress(Exception):  # all that was taken is told; closing has nothing to add
                 sink.close()
-    ended = Standing(time=_now(), position=position, sent=began.sent + sent, error=error)
+    ended = Standing(time=now(), position=position, sent=began.sent + sent, error=error)
     if ended.model_dump(exclude={"time"}) != began.model_dump(exclude={"time"}):
         _write(workspace, name, ended)
     return ended
@@ -92,7 +92,7 @@ def deliver(
 
 def start_again(workspace: Workspace, name: str) -> None:
     """Owe a sink everything, as if it were new."""
-    _write(workspace, name, Standing(time=_now()))
+    _write(workspace, name, Standing(time=now()))
 
 
 def skip(workspace: Workspace, name: str) -> bool:
@@ -100,7 +100,7 @@ def skip(workspace: Workspace, name: str) -> bool:
     began = standing(workspace, name)
     for told in events(workspace, began.position):
         if told.event is not None:
-            _write(workspace, name, Standing(time=_now(), position=told.after, sent=began.sent))
+            _write(workspace, name, Standing(time=now(), position=told.after, sent=began.sent))
             return True
     return False
 
@@ -111,7 +111,3 @@ def _write(workspace: Workspace, name: str, line: Standing) -> None:
 
 def _file(name: str) -> str:
     return f"sinks/{name}.jsonl"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
