@@ -6,7 +6,7 @@ Reads artifacts and their manifests; returns the `RunReport` that `report.render
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -97,8 +97,13 @@ def build(
     base_table: ArtifactRef,
     turns: Sequence[Turn],
     stopped: str | None,
+    versions: Mapping[ArtifactRef, object],
 ) -> Built:
-    """Everything that a finished run has to show."""
+    """Everything that a finished run has to show.
+
+    Args:
+        versions: what people call datasets and models, such as `data v3`.
+    """
     confidence = recipe.promote.confidence
     start = read_evaluation(store, base_evaluation)
     promoted = [turn for turn in turns if turn.promoted]
@@ -122,7 +127,7 @@ def build(
         categories=_categories(start, after, confidence, store),
         transcripts=_transcripts(store, start.tasks, base_table, shown.heldout_table),
         stages=tuple(_stages(store, base_evaluation, turns)),
-        artifacts=tuple(_artifacts(base, turns)),
+        artifacts=tuple(_artifacts(base, turns, versions)),
         recipe=recipe.yaml(),
         training=training_words(recipe),
         stopped=stopped,
@@ -264,7 +269,7 @@ def _stage(manifest: Manifest, turn: int | None) -> StageRow:
     )
 
 
-def _artifacts(base: ArtifactRef, turns: Sequence[Turn]) -> list[ArtifactRow]:
+def _artifacts(base: ArtifactRef, turns: Sequence[Turn], versions: Mapping[ArtifactRef, object]) -> list[ArtifactRow]:
     rows = [ArtifactRow(label="base policy", kind=base.kind, digest=base.digest)]
     for turn in turns:
         for label, ref in (
@@ -272,5 +277,6 @@ def _artifacts(base: ArtifactRef, turns: Sequence[Turn]) -> list[ArtifactRow]:
             ("checkpoint", turn.checkpoint),
             ("evaluation", turn.evaluation),
         ):
-            rows.append(ArtifactRow(label=f"turn {turn.turn} {label}", kind=ref.kind, digest=ref.digest))
+            called = f", {versions[ref]}" if ref in versions else ""
+            rows.append(ArtifactRow(label=f"turn {turn.turn} {label}{called}", kind=ref.kind, digest=ref.digest))
     return rows

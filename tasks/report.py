@@ -7,6 +7,7 @@ from gristmill.loop import Turn
 from gristmill.recipe import Recipe
 from gristmill.report import render
 from gristmill.run_report import build
+from gristmill.versions import versions
 from gristmill.workspace import Workspace
 from tasks import artifacts
 from tasks.caching import step
@@ -25,7 +26,8 @@ def write_report(
     stopped: str | None,
 ) -> ArtifactRef:
     """Write `report.html` and `summary.json`."""
-    store = Workspace.current().store
+    workspace = Workspace.current()
+    store = workspace.store
     built = build(
         store,
         recipe,
@@ -34,6 +36,7 @@ def write_report(
         base_table=base_table,
         turns=turns,
         stopped=stopped,
+        versions=versions(workspace),
     )
     with store.draft("report") as draft:
         (draft.path / PAGE).write_text(render(built.report), encoding="utf-8")

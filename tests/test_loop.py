@@ -92,7 +92,7 @@ def test_the_page_and_the_summary_are_there(finished: tuple[Path, Any]) -> None:
     assert [turn["turn"] for turn in summary["turns"]] == [1]
     assert {"mean", "low", "high"} <= summary["lift"].keys()
     page = Workspace(workspace).page("tiny").read_text()
-    assert "turn 1" in page
+    assert "turn 1 checkpoint, model v1" in page
     assert page == (store.path(outcome.report) / "report.html").read_text()
 
 
