@@ -96,6 +96,7 @@ class Bucket:
         # Two clients: what may be repeated is repeated by the one; conditional writes are not, and `_decide` does it.
         self._patient = _connect(url, self.patience)
         self._once = _connect(url, 0.0)
+        self._bare = False  # how this server wants an ETag in If-Match: Ceph, at least up to 16, without its quotes
 
     @property
     def identity(self) -> str:
@@ -245,17 +246,22 @@ class Bucket:
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         deadline = time.monotonic() + (self.patience if patience is None else patience)
-        unsure, pause = False, 0.1
+        unsure, turned, pause = False, False, 0.1
         while True:
             try:
-                mode: Any = "create" if version is None else dict(version)
+                mode: Any = "create" if version is None else _condition(version, self._bare)
                 return _version(obstore.put(self._once, key, data, mode=mode, use_multipart=False))
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
                 if isinstance(error, FileNotFoundError) and version is None:
                     raise self._words(f"write {key}", error) from None
                 # Somebody was first; perhaps an attempt of ours, whose answer got lost.
-                found = self.read(key) if unsure else None
-                return found.version if found is not None and found.data == data else None
+                found = self.read(key) if unsure or version is not None else None
+                if found is not None and found.data == data and unsure:
+                    return found.version
+                if found is None or found.version != version or turned:
+                    return None
+                # Nobody was: the object is as it was, so the server reads the condition in another spelling.
+                self._bare, turned = not self._bare, True
             except NotSupportedError as error:
                 raise self._words(f"write {key} conditionally", error) from None
             except Exception as error:
@@ -357,6 +363,10 @@ def _in_memory(url: str) -> ObjectStore:
 
 def _version(meta: Any) -> Version:
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
+def _condition(version: Version, bare: bool) -> dict[str, str]:
+    return {name: value.strip('"') if bare and name == "e_tag" else value for name, value in version.items()}
 
 
 def _patience() -> float:

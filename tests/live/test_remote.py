@@ -1,4 +1,5 @@
-"""The whole loop in a bucket: the digests that it has on disk, found by a second machine, gone on with after a kill."""
+"""The whole loop in a bucket of a real server, Ceph's: the digests that it has on disk, found by a second machine, gone
+on with after a kill; uploads that are cut by the death of either side; one run at a time, process against process."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gristmill.remote.bucket import Bucket
 from gristmill.workspace import Workspace
-from tests import buckets
+from tests import buckets, ceph
 
 pytestmark = pytest.mark.live
 pytest.importorskip("obstore")
@@ -26,11 +28,43 @@ SMALL = [
 ]
 
 
+LARGE = 256  # MB: in some 30 parts
+COMMIT = """
+import sys
+from pathlib import Path
+from gristmill.workspace import Workspace
+with Workspace(sys.argv[1]).store.draft("dataset") as draft:
+    with (draft.path / "large").open("wb") as file:
+        for number in range(int(sys.argv[2])):
+            file.write(number.to_bytes(4) * 250_000)
+    print(draft.commit(stage="test"))
+"""
+HOLD = """
+import sys, time
+from gristmill.workspace import Workspace
+place = Workspace(sys.argv[1])
+place.lease_seconds = 2.0
+with place.locked():
+    print("locked", flush=True)
+    for number in range(int(sys.argv[2])):
+        place.append("journal.jsonl", {"who": sys.argv[3], "number": number})
+    time.sleep(float(sys.argv[4]))
+"""
+
+
 @pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    pytest.importorskip("moto")
-    with buckets.s3() as port:
-        yield buckets.s3_environment(port)
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ceph.Gateway]:
+    with ceph.s3(tmp_path_factory.mktemp("ceph")) as served:
+        yield served
+
+
+@pytest.fixture
+def s3(gateway: ceph.Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The server by the environment, also for this process, whose mirror is `reader`."""
+    environment = buckets.s3_environment(gateway.port)
+    for name, value in {**environment, "GRISTMILL_CACHE": str(tmp_path / "reader")}.items():
+        monkeypatch.setenv(name, value)
+    return environment
 
 
 def command(workspace: str) -> list[str]:
@@ -51,11 +85,7 @@ def made(workspace: str, *but: str) -> set[str]:
     return {str(ref) for ref in Workspace(workspace).store.refs() if ref.kind not in but}
 
 
-def test_a_loop_in_a_bucket_makes_what_it_makes_on_disk(
-    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {**s3, "GRISTMILL_CACHE": str(tmp_path / "reader")}.items():
-        monkeypatch.setenv(name, value)
+def test_a_loop_in_a_bucket_makes_what_it_makes_on_disk(s3: dict[str, str], tmp_path: Path) -> None:
     demo(str(tmp_path / "disk"), environment(s3, tmp_path / "here"))
     demo("s3://bucket/loop", environment(s3, tmp_path / "here"))
     # Reports show when things were made.
@@ -66,11 +96,7 @@ def test_a_loop_in_a_bucket_makes_what_it_makes_on_disk(
     assert fetched == 0, "a machine on which nothing is done fetches no weights"
 
 
-def test_a_killed_loop_goes_on_where_it_was(
-    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {**s3, "GRISTMILL_CACHE": str(tmp_path / "reader")}.items():
-        monkeypatch.setenv(name, value)
+def test_a_killed_loop_goes_on_where_it_was(s3: dict[str, str], tmp_path: Path) -> None:
     env = environment(s3, tmp_path / "here")
     place = Workspace("s3://bucket/killed")
     with subprocess.Popen(command("s3://bucket/killed"), env=env, cwd=ROOT, start_new_session=True) as run:
@@ -83,3 +109,90 @@ def test_a_killed_loop_goes_on_where_it_was(
     said = demo("s3://bucket/killed", env)  # at once: the dead holder's lock is known to be dead
     assert before <= made("s3://bucket/killed")
     assert "were cached" in said and " 0 were cached" not in said
+
+
+def program(code: str, *arguments: object, env: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_parts(s3: dict[str, str], run: subprocess.Popen[str]) -> None:
+    """Until an upload in parts is under way."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3["AWS_ENDPOINT_URL"])
+    deadline = time.monotonic() + 120
+    while not any(
+        client.list_parts(Bucket="bucket", Key=found["Key"], UploadId=found["UploadId"]).get("Parts")
+        for found in client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
+    ):
+        assert run.poll() is None and time.monotonic() < deadline
+    for found in client.list_multipart_uploads(Bucket="bucket")["Uploads"]:
+        assert found["Key"].endswith("/large")
+    client.close()
+
+
+def test_a_writer_killed_in_an_upload_leaves_nothing_that_exists(s3: dict[str, str], tmp_path: Path) -> None:
+    env = environment(s3, tmp_path / "writer")
+    with program(COMMIT, "s3://bucket/upload", LARGE, env=env) as run:
+        wait_for_parts(s3, run)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL
+    assert list(Bucket("s3://bucket/upload").entries("")) == []
+    assert made("s3://bucket/upload") == set()
+    with program(COMMIT, "s3://bucket/upload", LARGE, env=env) as run:
+        said, _ = run.communicate(timeout=120)
+    place = Workspace("s3://bucket/upload")
+    assert [str(ref) for ref in place.store.refs()] == said.split()
+    for ref in place.store.refs():
+        place.store.verify(ref)
+
+
+def test_a_server_killed_in_an_upload_is_waited_for(gateway: ceph.Gateway, s3: dict[str, str], tmp_path: Path) -> None:
+    with program(COMMIT, "s3://bucket/server", LARGE + 1, env=environment(s3, tmp_path / "writer")) as run:
+        wait_for_parts(s3, run)
+        gateway.kill()
+        time.sleep(2)
+        assert run.poll() is None
+        gateway.start()
+        said, wrong = run.communicate(timeout=180)
+    assert run.returncode == 0, wrong
+    place = Workspace("s3://bucket/server")
+    assert [str(ref) for ref in place.store.refs()] == said.split()
+    for ref in place.store.refs():
+        place.store.verify(ref)
+
+
+def test_one_process_at_a_time_and_a_dead_one_no_longer(s3: dict[str, str], tmp_path: Path) -> None:
+    place = "s3://bucket/lock"
+    with program(HOLD, place, 3, "first", 60, env=environment(s3, tmp_path / "first")) as first:
+        assert first.stdout is not None and first.stdout.readline() == "locked\n"
+        with program(HOLD, place, 0, "second", 0, env=environment(s3, tmp_path / "second")) as second:
+            _, wrong = second.communicate(timeout=60)
+        assert "WorkspaceBusy" in wrong and "is in use by another run" in wrong
+        first.kill()
+    deadline = time.monotonic() + 60
+    while True:
+        with program(HOLD, place, 3, "third", 0, env=environment(s3, tmp_path / "third")) as third:
+            _, wrong = third.communicate(timeout=60)
+        if third.returncode == 0:
+            break
+        assert "WorkspaceBusy" in wrong and time.monotonic() < deadline, wrong
+    who = [line["who"] for line in Workspace(place).read("journal.jsonl")]
+    assert who[-3:] == ["third"] * 3 and set(who[:-3]) <= {"first"}
+
+
+def test_processes_that_write_at_once_lose_no_line(s3: dict[str, str], tmp_path: Path) -> None:
+    write = (
+        "import sys; from gristmill.workspace import Workspace\n"
+        "for n in range(25): Workspace(sys.argv[1]).append('notes.jsonl', {'who': sys.argv[2], 'n': n})"
+    )
+    runs = [program(write, "s3://bucket/lines", n, env=environment(s3, tmp_path / str(n))) for n in range(4)]
+    for run in runs:
+        with run:
+            _, wrong = run.communicate(timeout=120)
+        assert run.returncode == 0, wrong
+    lines = Workspace("s3://bucket/lines").read("notes.jsonl")
+    for who in range(4):
+        assert [line["n"] for line in lines if line["who"] == str(who)] == list(range(25))
+    assert len(lines) == 100
