@@ -44,7 +44,7 @@ ARMS = {
         "curate.per_task=null",
         "curate.deduplicate=false",
         "curate.data=replace",
-        "train.learning_rate=2e-4",
+        "train.learning_rate=1e-3",
     ],
 }
 
