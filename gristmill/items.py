@@ -147,6 +147,8 @@ def _flaw(value: Any, text: Any) -> str | None:
         deeper: list[Any] = []
         for container in level:
             for item in container.values() if isinstance(container, dict) else container:
+                if type(item) is str:
+                    continue
                 if isinstance(item, dict | list):
                     deeper.append(item)
                 elif isinstance(item, float):

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from gristmill import chat, progress
-from gristmill.rollout import Unreadable, parse
+from gristmill import chat, plain, progress
+from gristmill.rollout import Unreadable
 from gristmill.table import read_raw
 from gristmill.workers import map_ordered
 
@@ -87,7 +87,7 @@ def read_shard(job: Job) -> Read:
     runs: list[list[str] | None] = []
     for line in read_raw(Path(job.part), job.rows):
         try:
-            conversation = chat.convert(parse(line))
+            conversation = plain.convert(line)
         except (chat.Unrepresentable, Unreadable):
             tokens.append(None)
             runs.append(None)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -40,8 +40,9 @@ class Referred(NamedTuple):
     """In nanoseconds, as `st_mtime_ns`."""
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[BinaryIO]:
-        """
+    def opened(self) -> Iterator[int]:
+        """Its descriptor.
+
         Raises:
             InputError: it is gone, or not what it was.
         """
@@ -55,7 +56,7 @@ class Referred(NamedTuple):
                 raise InputError(
                     f"{self.path} changed while it was worked on; wait until its writer has ended, and run again"
                 )
-            yield cast(BinaryIO, file)
+            yield file.fileno()
 
 
 @cache
@@ -151,10 +152,9 @@ def read_raw(part: Path, rows: Sequence[int] | np.ndarray[Any, Any]) -> Iterator
 def _in_files(files: dict[str, Referred], places: pa.Table) -> Iterator[bytes]:
     """Lines read from the files that a table refers to."""
     with contextlib.ExitStack() as stack:
-        opened: dict[str, BinaryIO] = {}
+        opened: dict[str, int] = {}
         told = (places[name].to_pylist() for name in ("source", "offset", "row_bytes"))
         for name, offset, size in zip(*told, strict=True):
             if name not in opened:
                 opened[name] = stack.enter_context(files[name].opened())
-            opened[name].seek(offset)
-            yield opened[name].read(size)
+            yield os.pread(opened[name], size, offset)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from gristmill import chat, targets
+from gristmill import chat, plain, targets
 from gristmill.dataset.compare import compare, length
 from gristmill.dataset.rl import rl_task
 from gristmill.dataset.shards import GROUPED, Chosen, Shard
@@ -93,7 +93,7 @@ class _Writer:
         self.target = targets.get(job.recipe.target)
         self.counting: Counting | None = counting(job.recipe.tokenizer) if job.recipe.tokenizer else None
         self.convert = partial(
-            chat.convert,
+            plain.convert,
             reasoning=job.recipe.reasoning,
             developer=job.recipe.developer,
             refusals=job.recipe.refusals,
@@ -164,11 +164,12 @@ class _Writer:
 
     def conversation(self, raw: bytes) -> chat.Conversation:
         try:
-            found = self.convert(parse(raw))
+            found = self.convert(raw)
         except Unreadable as problem:
             raise chat.Unrepresentable(problem.reason, "the line cannot be read") from None
         chat.require_trainable(found)
-        self.notes.update(found.lost)
+        if found.lost:
+            self.notes.update(found.lost)
         return found
 
     # ---- all rollouts of a task together: dpo, reward
