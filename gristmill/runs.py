@@ -38,6 +38,8 @@ from gristmill.workspace import Workspace
 RUNS = "runs.jsonl"
 JOURNAL = "journal.jsonl"
 RUNNING = "running.json"
+EVALUATE = "evaluate"
+"""The flow of an evaluation on its own: a run, but none of the loop; its command names the policies."""
 _EVERY = 1.0  # seconds between two writes of running.json
 
 Outcome = Literal["done", "failed", "refused", "interrupted"]

@@ -28,7 +28,7 @@ from gristmill.artifact import ArtifactRef
 from gristmill.champions import champions
 from gristmill.errors import RecipeError
 from gristmill.recipe import Recipe, build
-from gristmill.runs import Production, Run, folder_bytes, holder, running, runs
+from gristmill.runs import EVALUATE, Production, Run, folder_bytes, holder, running, runs
 from gristmill.stages import VERSIONS, changes, expected, reads, shown
 from gristmill.taints import FILE as TAINTS
 from gristmill.workspace import Workspace
@@ -120,7 +120,7 @@ def status(workspace: Workspace, recipe: Recipe | None = None, *, sizes: bool = 
     now = _now_running(workspace, known) if alive else None
     flow = "improve"
     if recipe is None:
-        last = next((run for run in reversed(known) if run.recipe is not None), None)
+        last = next((run for run in reversed(known) if run.recipe is not None and run.flow != EVALUATE), None)
         if last is not None and last.recipe is not None:
             recipe, flow = _recorded_recipe(last), last.flow
     reference = _nearest(recipe, flow, known)

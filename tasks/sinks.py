@@ -16,8 +16,11 @@ from gristmill.workspace import Workspace
 
 
 @contextmanager
-def delivering(workspace: Workspace, recipe: Recipe) -> Iterator[None]:
+def delivering(workspace: Workspace, recipe: Recipe, last: int | None = None) -> Iterator[None]:
     """Tell the recipe's sinks of the block, beside it; afterwards say what they got and what they are owed.
+
+    Args:
+        last: the turn at which that is said, where it is not the recipe's last.
 
     Raises:
         RecipeError: before the block, a sink that could not be opened here. Nothing for a sink's sake afterwards.
@@ -26,22 +29,23 @@ def delivering(workspace: Workspace, recipe: Recipe) -> Iterator[None]:
     if not configured(recipe.sinks):
         yield
         return
+    turn = recipe.turns if last is None else last
     delivered: list[Delivered] = []
     try:
         with couriering(workspace, recipe.sinks) as delivered:
             try:
                 yield
             finally:
-                with progress.stage(recipe.turns, "sinks"):
+                with progress.stage(turn, "sinks"):
                     progress.emit("running", note="delivering")
     finally:
-        _say(recipe, delivered)
+        _say(turn, delivered)
 
 
-def _say(recipe: Recipe, delivered: list[Delivered]) -> None:
+def _say(turn: int, delivered: list[Delivered]) -> None:
     words = "; ".join(map(str, delivered))
     owed = any(one.owed for one in delivered)
-    with progress.stage(recipe.turns, "sinks"):
+    with progress.stage(turn, "sinks"):
         progress.emit("failed" if owed else "done" if any(one.sent for one in delivered) else "cached", note=words)
     if owed:
         words += ". The next run sends it, or `gristmill sinks replay`."

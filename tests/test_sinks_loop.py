@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gristmill.champions import champions, roll_back
+from gristmill.evaluation import read_evaluation
 from gristmill.recipe import Recipe, build
 from gristmill.runs import RUNS
 from gristmill.sinks import configured
@@ -223,3 +224,34 @@ def test_a_rollback_moves_the_alias_back(ran: tuple[Workspace, Any], client: Any
     champion = client.get_model_version_by_alias("tiny", "champion")
     assert champion.tags["gristmill.checkpoint"] == outcome.turns[0].champion.digest
     assert len(place.read(RUNS)) == 2
+
+
+def test_an_evaluation_on_its_own_is_a_run_of_its_own(ran: tuple[Workspace, Any], client: Any) -> None:
+    """After all others: it is one more run of the workspace."""
+    from flows.evaluate import evaluate_policies
+    from gristmill.status import status
+
+    place, outcome = ran
+    before = {name: run.data.metrics for name, run in runs_of(client).items()}
+    models = client.search_model_versions("name = 'tiny'")
+    checkpoint = outcome.turns[0].checkpoint
+    (found,) = evaluate_policies(recipe(place.root.parent), str(place.root), [checkpoint])
+    for name in ("mlflow", "openlineage"):
+        assert (standing(place, name).error, owes(place, name)) == (None, 0)
+    runs = runs_of(client)
+    whole, one = runs.pop(f"evaluate {checkpoint}"), runs.pop(str(checkpoint))
+    assert {name: run.data.metrics for name, run in runs.items()} == before, "the loop's own curve is as it was"
+    assert one.data.tags["mlflow.parentRunId"] == whole.info.run_id
+    assert (whole.info.status, one.info.status) == ("FINISHED", "FINISHED")
+    mean = read_evaluation(place.store, found).estimate.mean
+    assert whole.data.metrics["mean_reward"] == one.data.metrics["mean_reward"] == mean
+    assert one.data.tags["gristmill.evaluate"] == str(found)
+    assert client.search_model_versions("name = 'tiny'") == models
+    said = [json.loads(line) for line in (place.root / "openlineage.jsonl").read_text().splitlines()]
+    (ended,) = [x for x in said if x["job"]["name"] == "tiny.evaluation" and x["eventType"] == "COMPLETE"]
+    measured = [x for x in said if x["job"]["name"] == "tiny.evaluate" and x["eventType"] == "COMPLETE"][-1]
+    assert measured["run"]["facets"]["parent"]["run"]["runId"] == ended["run"]["runId"]
+    assert measured["outputs"][0]["facets"]["version"]["datasetVersion"] == found.digest
+    shown = status(place)
+    assert shown.last is not None and shown.last.command == f"evaluate {checkpoint}"
+    assert {stage.state for stage in shown.stages} == {"fresh"}, "what is owed is still the loop's"

@@ -23,7 +23,7 @@ from gristmill.errors import ArtifactMissing
 from gristmill.evaluation import Evaluation, read_evaluation
 from gristmill.identity import digest
 from gristmill.promotion import Decision, read_decision
-from gristmill.runs import JOURNAL, RUNS, Outcome, Production
+from gristmill.runs import EVALUATE, JOURNAL, RUNS, Outcome, Production
 from gristmill.workspace import Workspace
 
 IDENTITY = "sinks/workspace.jsonl"
@@ -39,7 +39,9 @@ class RunOf(_Frozen):
     name: str
     """Of the recipe."""
     key: str
-    """Identity of workspace and recipe, 64 hexadecimal digits."""
+    """Identity of workspace and recipe, and of the policies of an evaluation on its own, 64 hexadecimal digits."""
+    policies: tuple[str, ...] = ()
+    """What an evaluation on its own (`gristmill evaluate`, `compare`) is of, one a turn from 0 on; empty: a loop."""
 
 
 class Input(_Frozen):
@@ -177,7 +179,7 @@ def events(workspace: Workspace, position: Position) -> Iterator[Told]:
     champions = registry(workspace)
     if position.runs > len(runs) or position.journal > len(journal) or position.champions > len(champions):
         position = Position()  # the files are not those that grew: whatever they say is new
-    teller = _Teller(workspace, {line["run"]: line["recipe"] for line in runs if line["event"] == "start"})
+    teller = _Teller(workspace, [line for line in runs if line["event"] == "start"])
     at = Position()
     starts = [(line["time"], line["run"]) for line in runs if line["event"] == "start"]
     for line in heapq.merge(
@@ -207,19 +209,23 @@ def _furthest(a: Position, b: Position) -> Position:
 class _Teller:
     """Makes events of lines in order; remembers what was said and who made what."""
 
-    def __init__(self, workspace: Workspace, recipes: dict[int, dict[str, Any]]) -> None:
+    def __init__(self, workspace: Workspace, starts: list[dict[str, Any]]) -> None:
         self.workspace, self.store = workspace, workspace.store
         self.id = identity(workspace)
-        self.runs = {number: self._run(recipe) for number, recipe in recipes.items()}
-        self.by_recipe = {run.name: run for run in self.runs.values()}
+        self.runs = {line["run"]: self._run(line["recipe"], line["command"]) for line in starts}
+        self.by_recipe = {run.name: run for run in self.runs.values() if not run.policies}
         self.stages: dict[str, str] = {}  # short reference → stage that made it
         self.promoters: dict[ArtifactRef, str] = {}  # decision → the recipe whose promotion it was
         self.said: set[str] = set()
         self._refs: dict[str, ArtifactRef] = {}
 
-    def _run(self, recipe: dict[str, Any]) -> RunOf:
-        told = {name: value for name, value in recipe.items() if name != "sinks"}
-        return RunOf(name=recipe["name"], key=digest({"workspace": self.id, "recipe": told}))
+    def _run(self, recipe: dict[str, Any], command: list[str]) -> RunOf:
+        said: dict[str, Any] = {name: value for name, value in recipe.items() if name != "sinks"}
+        whole = {"workspace": self.id, "recipe": said}
+        policies = tuple(command[1:]) if command[0] == EVALUATE else ()
+        if policies:
+            whole["policies"] = list(policies)
+        return RunOf(name=recipe["name"], key=digest(whole), policies=policies)
 
     def _unknown(self, name: str = "workspace") -> RunOf:
         """The run of lines that say none: those of earlier versions."""

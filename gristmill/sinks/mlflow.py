@@ -4,6 +4,8 @@
     turn's run     datasets in and out with their digests; the loss by step; counts of every stage; verdict
     model version  one for each checkpoint, tagged with our digests; the alias `champion` moves with promotions
 
+An evaluation on its own (`gristmill evaluate`) is a run with its metrics, and one nested for each policy.
+
 Without `uri` everything is in the workspace: `mlflow.db`, and `mlflow/` for files. A version's source is the
 checkpoint's folder (a server that is not on this machine gets a `gristmill:` URI, since it could not read it);
 `copy_models` copies the files instead. Sending twice changes nothing: runs and versions are found by their tags,
@@ -117,7 +119,7 @@ class MlflowSink:
             self.client.log_batch(run, metrics=total)
         for name, text in tags.items():
             self.client.set_tag(turn, name, text)
-        if event.ref.kind == "checkpoint":
+        if event.ref.kind == "checkpoint" and not event.run.policies:  # what is only measured is no model of ours
             self._version(event.run, event.ref, turn, event)
         if event.ref.kind == "report" and event.stage == "report":
             self.client.log_artifact(self._run(event.run), str(self.workspace.store.path(event.ref) / "report.html"))
@@ -210,10 +212,17 @@ class MlflowSink:
             tags = {_RUN: of.key, _TURN: number}
             if turn is not None:
                 tags["mlflow.parentRunId"] = self._run(of)
-            name = of.name if turn is None else "base" if turn == 0 else f"turn {turn}"
+            name = _run_name(of, turn)
             run = str(self.client.create_run(self._experiment(of), tags=tags, run_name=name).info.run_id)
         self._runs[of.key, turn] = run
         return run
+
+
+def _run_name(of: RunOf, turn: int | None) -> str:
+    if of.policies:
+        whole = f"evaluate {' and '.join(of.policies)}"
+        return whole if turn is None else of.policies[turn] if turn < len(of.policies) else f"policy {turn}"
+    return of.name if turn is None else "base" if turn == 0 else f"turn {turn}"
 
 
 def _interval(name: str, one: Estimate, at: int, step: int) -> Iterator[Metric]:

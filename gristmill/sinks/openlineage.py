@@ -1,6 +1,7 @@
 """OpenLineage: a run event at the start and the end of each stage, its datasets in and out, and of the run around them.
 
-    job       <recipe>, and <recipe>.<stage> with the run of the recipe as its parent
+    job       <recipe>, and <recipe>.<stage> with the run of the recipe as its parent; <recipe>.evaluation for
+              `gristmill evaluate`
     dataset   <recipe>/<stage that made it>, its version the artifact's sha256; <recipe>/champion for promotions
     facets    version, schema (Parquet), statistics of what was written, data quality metrics of what was read
 
@@ -93,13 +94,13 @@ class OpenLineageSink:
             eventTime=time,
             producer=PRODUCER,
             run=Run(runId=_run_id(of, number), facets=facets),
-            job=self._job(of.name, "DAG"),
+            job=self._job(_whole(of), "DAG"),
         )
 
     def _stage(self, event: Produced) -> Iterable[RunEvent]:
         parent = parent_run.ParentRunFacet(
             run=parent_run.Run(runId=_run_id(event.run, event.number)),
-            job=parent_run.Job(namespace=self.namespace, name=event.run.name),
+            job=parent_run.Job(namespace=self.namespace, name=_whole(event.run)),
         )
         run = Run(runId=_uuid(event.id), facets={"parent": parent})
         job = self._job(f"{event.run.name}.{event.stage.replace(' ', '-')}", "TASK")
@@ -177,6 +178,11 @@ def _rows(manifest: Manifest) -> int | None:
 
 def _version(digest: str) -> dict[str, Any]:
     return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=digest)}
+
+
+def _whole(of: RunOf) -> str:
+    """The job around the stages: the loop, or evaluations on their own."""
+    return f"{of.name}.evaluation" if of.policies else of.name
 
 
 def _name(of: RunOf, stage: str) -> str:
