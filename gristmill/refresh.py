@@ -16,13 +16,15 @@ from gristmill.errors import UsageError
 
 BEFORE = ("base policy", "held-out tasks", "collect held-out", "ingest held-out", "evaluate")
 TURN = (
-    *("tasks", "collect", "ingest", "sample", "review", "curate", "format", "validate", "train"),
+    *("tasks", "collect", "ingest", "sample", "review", "taints", "curate", "format", "validate", "train"),
     *("collect held-out", "ingest held-out", "evaluate", "promote"),
 )
 REPORT = "report"
-PREPARE = ("read", "sample", "review", "curate", "format", "validate")
-OPTIONAL = frozenset({"sample", "review"})
+PREPARE = ("read", "sample", "review", "taints", "curate", "format", "validate")
+REVIEWING = frozenset({"sample", "review"})
 """Stages that a run has only where people review."""
+OPTIONAL = REVIEWING | {"taints"}
+"""And where rollouts of the turn are marked as bad."""
 
 
 class Refresh(BaseModel):
@@ -73,8 +75,8 @@ class Refreshing:
 
     def __call__(self, turn: int, stage: str) -> bool:
         at = (_plain(stage), turn)
-        self._reached = self._reached or at == self._from
-        after = self._reached and self._from is not None and turn == self._from[1]
+        after = self._from is not None and turn == self._from[1] and (self._reached or _reaches(at[0], self._from[0]))
+        self._reached = self._reached or after
         return (after or at in self._force) and at not in self._done
 
 
@@ -92,7 +94,7 @@ def place(text: str, *, turns: int, last: int, known: Collection[str] = ()) -> t
     wanted, turn = _split(text)
     stages = {_plain(name): name for name in (*BEFORE, *TURN, REPORT, *known)}
     if wanted not in stages:
-        near = difflib.get_close_matches(wanted, stages, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(wanted, stages, n=2, cutoff=0.6)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"no stage is called {text!r}{hint} (stages: {', '.join(stages)})")
     stage = stages[wanted]
@@ -109,8 +111,14 @@ def place(text: str, *, turns: int, last: int, known: Collection[str] = ()) -> t
 
 def order(stages: Sequence[str]) -> list[str]:
     """Stages in the order of a turn; unknown ones last, as they came."""
-    known = {name: number for number, name in enumerate((*BEFORE[:2], "read", *TURN, REPORT))}
-    return sorted(stages, key=lambda name: known.get(name, len(known)))
+    return sorted(stages, key=lambda name: _ORDER.get(_plain(name), len(_ORDER)))
+
+
+def _reaches(stage: str, wanted: str) -> bool:
+    """Whether a stage is the wanted one or comes after it, which this run may not have."""
+    if stage in _ORDER and wanted in _ORDER:
+        return _ORDER[stage] >= _ORDER[wanted]
+    return stage == wanted
 
 
 def _split(text: str) -> tuple[str, int | None]:
@@ -124,3 +132,6 @@ def _split(text: str) -> tuple[str, int | None]:
 
 def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "-")
+
+
+_ORDER = {_plain(name): number for number, name in enumerate((*BEFORE[:2], "read", *TURN, REPORT))}

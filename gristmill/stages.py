@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gristmill.recipe import Recipe, TrainRecipe
-from gristmill.refresh import BEFORE, OPTIONAL, PREPARE, REPORT, TURN
+from gristmill.refresh import BEFORE, OPTIONAL, PREPARE, REPORT, REVIEWING, TURN
 
 _ACTING = ("policy.kind", "policy.device", "policy.server", "policy.server_args")
 _ASKED = ("environment.name", "environment.agent", "environment.start")
@@ -62,10 +62,10 @@ def reads(stage: str, field: str) -> bool:
 
 
 def expected(recipe: Recipe, flow: str) -> list[tuple[int, str]]:
-    """Turn and stage of all that a whole run has, in order, less what it has only where people review."""
+    """Turn and stage of all that a whole run has, in order, less what only some have."""
+    optional = OPTIONAL - REVIEWING if recipe.review.required else OPTIONAL
     if flow == "prepare":
-        return [(0, stage) for stage in PREPARE if stage not in OPTIONAL or recipe.review.required]
-    optional = frozenset() if recipe.review.required else OPTIONAL
+        return [(0, stage) for stage in PREPARE if stage not in optional]
     found = [(0, stage) for stage in BEFORE]
     for turn in range(1, recipe.turns + 1):
         found += [(turn, stage) for stage in TURN if stage not in optional]

@@ -309,7 +309,7 @@ def _files_changed(workspace: Workspace, recipe: Recipe) -> list[tuple[frozenset
     if model.is_dir():
         looked += [(policy, path, f"{recipe.policy.model}: {path.name} was written since") for path in model.iterdir()]
     looked.append((choose, workspace.root / "reviews" / "decisions.jsonl", "review decisions were made since"))
-    looked.append((choose, workspace.root / TAINTS, "rollouts were tainted since"))
+    looked.append((choose | {"taints"}, workspace.root / TAINTS, "rollouts were tainted since"))
     return [
         (stages, datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"), text)
         for stages, path, text in looked

@@ -27,6 +27,14 @@ def test_from_is_the_stage_and_all_after_it_in_its_turn() -> None:
     assert asked(Refresh(redo_from="collect held-out:0")) == ["0 collect held-out", "0 ingest held-out", "0 evaluate"]
 
 
+def test_from_a_stage_that_this_run_does_not_have_is_what_comes_after_it() -> None:
+    again = Refreshing(Refresh(redo_from="taints:1").resolved(turns=2, last=2))
+    ran = [(turn, stage) for turn in (1, 2) for stage in TURN if stage not in OPTIONAL]
+    redone = [(1, stage) for stage in TURN[TURN.index("curate") :]]
+    assert [at for at in ran if again(*at)] == redone
+    assert asked(Refresh(redo_from="taints", force=("taints:1",)))[:3] == ["1 taints", "2 taints", "2 curate"]
+
+
 def test_force_is_the_stage_alone() -> None:
     assert asked(Refresh(force=("curate", "Collect-Held-Out:1"))) == ["1 collect held-out", "2 curate"]
     assert asked(Refresh(force=("base-policy",))) == ["0 base policy"]
