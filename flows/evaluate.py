@@ -9,9 +9,11 @@ Wiring only, over the same cached steps everywhere: what a run of the loop has m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from gristmill import model
 from gristmill.artifact import ArtifactRef
@@ -20,12 +22,15 @@ from gristmill.environment import source
 from gristmill.identity import digest
 from gristmill.promotion import read_decision
 from gristmill.recipe import EvaluateRecipe, Recipe
+from gristmill.runs import EVALUATE, recorded
 from gristmill.workspace import Workspace
 from tasks.caching import run
+from tasks.cluster import executing
 from tasks.collect import base_policy, collect_rollouts, make_tasks
 from tasks.evaluate import evaluate_policy
 from tasks.ingest import ingest_rollouts
 from tasks.promote import decide_promotion
+from tasks.sinks import delivering
 
 
 class Measured(NamedTuple):
@@ -53,18 +58,27 @@ def evaluate_policies(recipe: Recipe, workspace: str, policies: Sequence[Artifac
     """
     check(recipe.policy, recipe.environment, trains=True)
     place = Workspace(workspace)
-    with place.locked(), place.entered():
+    identities = {policy: model.identity(policy) for policy in policies if isinstance(policy, str)}
+    names = [_name(policy, identities[policy]) if isinstance(policy, str) else str(policy) for policy in policies]
+    begun = recorded(place, [EVALUATE, *names], recipe, engine=flow_run.get_id())
+    sinks = delivering(place, recipe, last=len(policies) - 1)
+    with place.locked(), place.entered(), executing(recipe.execution, place), sinks, begun:
         heldout = heldout_tasks(recipe)
         found = []
         for number, policy in enumerate(policies):
-            ref = policy if isinstance(policy, ArtifactRef) else base(policy, number)
+            ref = policy if isinstance(policy, ArtifactRef) else base(policy, number, identities[policy])
             found.append(evaluate(recipe, ref, heldout, number).evaluation)
         return tuple(found)
 
 
-def base(name: str, turn: int = 0) -> ArtifactRef:
+def base(name: str, turn: int = 0, identity: str | None = None) -> ArtifactRef:
     """A model that was not trained here, by its name, as a checkpoint of the current workspace."""
-    return run(base_policy, turn, "base policy", model_name=name, identity=model.identity(name))
+    return run(base_policy, turn, "base policy", model_name=name, identity=identity or model.identity(name))
+
+
+def _name(model_name: str, identity: str) -> str:
+    """What a run says of a model: no folder of this machine, and no two models alike."""
+    return f"{Path(model_name).name}@{identity[:12]}"
 
 
 def heldout_tasks(recipe: Recipe) -> ArtifactRef:

@@ -28,6 +28,7 @@ from gristmill.runs import recorded
 from gristmill.stopping import Spent, nothing_left, spent, stop
 from gristmill.workspace import Workspace
 from tasks.caching import RefSerializer, run
+from tasks.cluster import executing
 from tasks.collect import make_tasks
 from tasks.report import PAGE, write_report
 from tasks.sinks import delivering
@@ -63,7 +64,7 @@ def improve(
     place = Workspace(workspace)
     engine = flow_run.get_id()
     begun = recorded(place, ["improve"], recipe, refresh=refresh, engine=engine)
-    with place.locked(), place.entered(), delivering(place, recipe), begun:
+    with place.locked(), place.entered(), executing(recipe.execution, place), delivering(place, recipe), begun:
         start, heldout = base(recipe.policy.model), heldout_tasks(recipe)
         measured = evaluate(recipe, start, heldout, 0)
         standing = Standing(base=start, heldout=heldout, champion=start, champion_evaluation=measured.evaluation)

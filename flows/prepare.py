@@ -25,6 +25,7 @@ from gristmill.recipe import Recipe, with_overrides
 from gristmill.runs import recorded
 from gristmill.workspace import Workspace
 from tasks.caching import run
+from tasks.cluster import executing
 from tasks.curate import curate_rollouts
 from tasks.format import format_dataset
 from tasks.read import read_rollouts
@@ -66,7 +67,7 @@ def prepare(
     command = ["prepare", *(files or [])]
     engine = flow_run.get_id()
     begun = recorded(place, command, recipe, engine=engine)
-    with place.locked(), place.entered(), delivering(place, recipe), begun:
+    with place.locked(), place.entered(), executing(recipe.execution, place), delivering(place, recipe), begun:
         table = run(
             read_rollouts,
             0,

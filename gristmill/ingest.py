@@ -19,7 +19,7 @@ import hashlib
 import os
 import threading
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,11 @@ from typing import IO, Any
 import orjson
 from xxhash import xxh3_128, xxh3_128_digest
 
+from gristmill import fleet
 from gristmill.columns import numbers
 from gristmill.errors import InputError
 from gristmill.inputs import InputsRead, write_inputs
-from gristmill.part import Claim, Part, PartWriter, Segment, Settled
+from gristmill.part import Claim, Counted, Part, PartWriter, Segment, Settled
 from gristmill.reasons import DropReason
 from gristmill.table import parts, read_raw
 from gristmill.workers import Worker, crew
@@ -39,6 +40,9 @@ from gristmill.workers import Worker, crew
 PART_BYTES = 32 << 20
 _ENDS = 1 << 20
 _PROBE = 4096
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_AHEAD_PACKED = 4  # parts of compressed files that are under way at a time: they travel as bytes
+_WRITE = "gristmill.part:write_counted"
 _PARALLEL_FROM = 3 * PART_BYTES  # below this a second process costs more than it gives
 _SIDECARS = (
     "_materialized_inputs.jsonl",
@@ -140,7 +144,7 @@ def _segments(source: int, name: str, path: Path) -> Iterator[tuple[Segment, int
         stat = os.fstat(file.fileno())
         whole = os.path.abspath(path)
         segment = Segment(source, name, _run_of(path), whole, 0, 0, None, True, stat.st_size, stat.st_mtime_ns)
-        if magic[:2] == b"\x1f\x8b" or magic == b"\x28\xb5\x2f\xfd":
+        if magic.startswith((_GZIP, _ZSTD)):
             yield from _compressed(file, magic, segment)
             return
         _refuse_binary(path, file.read(_PROBE))
@@ -165,7 +169,7 @@ def _line_end(file: IO[bytes], position: int, size: int) -> int:
 
 def _compressed(file: IO[bytes], magic: bytes, segment: Segment) -> Iterator[tuple[Segment, int]]:
     stream: Any
-    if magic[:2] == b"\x1f\x8b":
+    if magic.startswith(_GZIP):
         stream = gzip.GzipFile(fileobj=file)
     else:
         import pyarrow as pa
@@ -212,6 +216,11 @@ def _cut(blocks: list[bytes], held: int) -> int:
     return base + at + 1 if at >= 0 else -1
 
 
+def _packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith((_GZIP, _ZSTD))
+
+
 def _refuse_binary(path: Path, head: bytes) -> None:
     if b"\x00" in head:
         raise InputError(f"{path} is a binary file; expected JSON lines, plain or compressed with gzip or zstd")
@@ -253,6 +262,7 @@ class _Ledger:
         self._next = 0
         self._stopped = False
         self._names = names
+        self.files = len(names)
         self._progress = progress
         self._total = total
         self._done = 0
@@ -359,7 +369,12 @@ def ingest(
     if workers is None and total < _PARALLEL_FROM:
         workers = 1
     ledger = _Ledger(_names(files), progress, total)
-    _write_parts(_parts(files, out, copy), ledger, workers)
+    work = _parts(files, out, copy)
+    if workers is None and (cluster := fleet.current()):
+        packed = any(_packed(file) for file in files)
+        _write_on(cluster, work, ledger, out, _AHEAD_PACKED if packed else None)
+    else:
+        _write_parts(work, ledger, workers)
     if not ledger.rows:
         raise InputError(f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row")
     inputs = write_inputs([(file, _run_of(file)) for file in files], out)
@@ -419,6 +434,46 @@ def _write_parts(work: Iterator[Part], ledger: _Ledger, workers: int | None) -> 
 
 def _in_child(child: Worker, part: Part, settle: Callable[[Claim], Settled]) -> None:
     child.run("gristmill.part:write_part", part, settle)
+
+
+def _write_on(cluster: fleet.Fleet, work: Iterator[Part], ledger: _Ledger, out: Path, ahead: int | None) -> None:
+    """Write all parts on a cluster, whose processes cannot ask in mid-part what the parts before them hold.
+
+    So lines are counted first, which reads the input once more; and a part that turns out to repeat rows of earlier
+    parts, which is rare, is written again.
+
+    Args:
+        ahead: parts that may be under way; as many as the cluster likes if not given.
+    """
+    listed: deque[Part] = deque()
+    written: deque[Part] = deque()
+
+    def counted() -> Iterator[Part]:
+        for part in work:
+            listed.append(part)
+            yield part
+
+    def numbered() -> Iterator[Counted]:
+        lines = [0] * ledger.files
+        for counts in fleet.map_on(cluster, "gristmill.part:count_lines", counted(), ahead=ahead):
+            part = listed.popleft()
+            firsts = []
+            for segment, count in zip(part.segments, counts, strict=True):
+                firsts.append(lines[segment.source] + 1)
+                lines[segment.source] += count
+            written.append(part)
+            yield Counted(part, firsts, [], str(out))
+
+    def repeated() -> Iterator[Counted]:
+        for claim in fleet.map_on(cluster, _WRITE, numbered(), ahead=ahead):
+            part = written.popleft()
+            settled = ledger.settle(part, claim)
+            ledger.written(part)
+            if settled.duplicates:
+                yield Counted(part, settled.first_lines, settled.duplicates, str(out))
+
+    for _ in fleet.map_on(cluster, _WRITE, repeated(), ahead=ahead):
+        pass
 
 
 def write_quarantine(tables: Sequence[Path], folder: Path) -> int:

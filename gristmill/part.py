@@ -26,6 +26,7 @@ from gristmill.table import REFERRED, schema
 _LIMIT = (1 << 31) - 1  # an Arrow binary array's
 _GROUP_BYTES = 8 << 20  # raw bytes in a row group, about: what a reader of one row must decompress
 _BLOCK = 1 << 18  # bytes read at a time
+_COUNTED = 1 << 22  # the same, where lines are only counted
 _LEVEL = 3  # of zstd: a tenth slower than level 1 here, and two fifths smaller
 
 
@@ -232,6 +233,45 @@ def write_part(part: Part, settle: Callable[[Claim], Settled]) -> None:
     global _writer
     _writer = _writer or PartWriter()
     _writer.write(part, settle)
+
+
+class Counted(NamedTuple):
+    """A part whose lines before it are counted, for a process that cannot ask (gristmill/fleet.py)."""
+
+    part: Part
+    first_lines: list[int]
+    duplicates: list[int]
+    folder: str
+    """Of the table."""
+
+
+def count_lines(part: Part) -> list[int]:
+    """Lines of each of the part's segments."""
+    counts = []
+    for segment in part.segments:
+        left, ends, last = segment.stop - segment.start, 0, b"\n"
+        try:
+            with _stream(segment) as stream:
+                while left and (block := stream.read(min(left, _COUNTED))):
+                    ends += block.count(b"\n")
+                    last = block[-1:]
+                    left -= len(block)
+        except OSError as error:
+            raise InputError(f"{segment.path} cannot be read: {error.strerror or error}") from None
+        counts.append(ends + (last != b"\n"))
+    return counts
+
+
+def write_counted(job: Counted) -> Claim:
+    """Write the part as if no rows repeated earlier ones but those that are named."""
+    claims: list[Claim] = []
+
+    def settle(claim: Claim) -> Settled:
+        claims.append(claim)
+        return Settled(job.first_lines, job.duplicates)
+
+    write_part(job.part._replace(out=job.folder), settle)
+    return claims[0]
 
 
 def task_key(run: str, reading: Reading) -> str | None:

@@ -7,6 +7,7 @@ Prompts are padded on the left, so that every row of a batch ends where its answ
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,43 @@ class Policy:
     tokenizer: Any
     device: str
     name: str
+
+
+_held: dict[tuple[str, str], Policy] = {}
+
+
+def held(folder: Path, device: str, threads: int) -> Policy:
+    """The policy, loaded once for many batches; a process holds one, until it wants another or says `release`.
+
+    Args:
+        threads: of torch.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    key = (str(folder), device)
+    if key not in _held:
+        _held.clear()  # first: two models may not fit
+        _held[key] = load(folder, device)
+    import torch
+
+    torch.set_num_threads(threads)
+    return _held[key]
+
+
+def release() -> None:
+    """Hold no policy."""
+    _held.clear()
+
+
+def prompt_lengths(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[int]:
+    """Tokens of each conversation in the chat template of the model in `folder`, which is not loaded itself."""
+    _quiet()
+    yield_cores()
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return [len(ids) for ids in tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]]
 
 
 def load(folder: Path, device: str = "auto") -> Policy:

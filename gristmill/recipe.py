@@ -510,6 +510,23 @@ class StopRecipe(Section):
     )
 
 
+class ExecutionRecipe(Section):
+    """Where the shards of a stage run (docs/deploy-ray.md); `execution: ray` says the kind alone. Changes no result."""
+
+    kind: Literal["local", "ray"] = Field("local", description="This machine's processors, or a Ray cluster.")
+    address: str | None = Field(
+        None,
+        description="ray: the cluster, such as 10.0.0.1:6379; null: RAY_ADDRESS, the cluster that this machine is in, "
+        "or one started for the run.",
+    )
+    gpus: float = Field(0, ge=0, description="ray: GPUs, or a part of one, for each shard that runs a model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
 class MlflowSinkRecipe(Section):
     """MLflow: runs, datasets, metrics, and model versions with the alias champion."""
 
@@ -602,6 +619,7 @@ class Recipe(Section):
     requests: RequestsRecipe = RequestsRecipe()
     promote: PromoteRecipe = PromoteRecipe()
     stop: StopRecipe = StopRecipe()
+    execution: ExecutionRecipe = ExecutionRecipe()
     sinks: SinksRecipe = SinksRecipe()
 
     @model_validator(mode="before")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import importlib
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+from gristmill import fleet
 from gristmill.errors import GristmillError
 
 Ask = Callable[[Any], Any]
@@ -142,13 +142,17 @@ def map_ordered(function: str, jobs: Iterable[Any], workers: int | None = None) 
 
     Args:
         function: `package.module:name`; jobs and results must pickle.
-        workers: processes, this one counted; those of the current crew if not given.
+        workers: processes, this one counted; if not given a cluster's (gristmill/fleet.py), or those of the current
+            crew.
 
     Raises:
         GristmillError: a child died.
         Exception: whatever the function raised first, in the order of the jobs.
     """
-    here = resolve(function)
+    if workers is None and (cluster := fleet.current()):
+        yield from fleet.map_on(cluster, function, jobs)
+        return
+    here = fleet.resolve(function)
     current = _current.get()
     if current is not None and workers in (None, current.workers):
         yield from _map(function, here, iter(jobs), current)
@@ -226,13 +230,6 @@ def _map(function: str, here: Callable[[Any], Any], jobs: Iterator[Any], shared:
             thread.join()
 
 
-def resolve(function: str) -> Callable[..., Any]:
-    """The function that `package.module:name` names."""
-    module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
 def serve(descriptor: int) -> None:
     """A child's life: run what the pipe asks for until it closes."""
     # Ctrl-C reaches the whole process group; the parent decides
@@ -247,7 +244,7 @@ def serve(descriptor: int) -> None:
         while True:
             function, job, asks = pipe.recv()
             try:
-                call = resolve(function)
+                call = fleet.resolve(function)
                 result = call(job, ask) if asks else call(job)
             except _GONE:
                 raise

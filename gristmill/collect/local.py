@@ -1,4 +1,4 @@
-"""Rollouts of a policy in this process: batched generation, verified, journaled.
+"""Rollouts of a policy in this process, or in a cluster's: batched generation, verified, journaled.
 
 Reads task rows, a policy folder and sampling settings; writes `rollouts.jsonl` and
 `rollouts_materialized_inputs.jsonl` as NeMo Gym does, sorted by task and repeat.
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from gristmill import fleet, model
 from gristmill.arithmetic import response as respond
 from gristmill.collect import INPUTS, ROLLOUTS, Counts
 from gristmill.environment import Verify
@@ -59,41 +60,37 @@ def collect(
     if finished < total:
         # torch is imported only when there is something to generate
         from gristmill import generate
-        from gristmill.policy import load
+        from gristmill.policy import prompt_lengths, release, threads
 
-        policy = load(policy_folder, device=device)
-        prompts = [_messages(task["responses_create_params"]["input"]) for task in tasks]
-        lengths = [
-            len(ids) for ids in policy.tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]
-        ]
-        for number, members in enumerate(generate.batches(lengths, sampling.batch_size)):
-            if number in done:
-                continue
-            answers = generate.generate(
-                policy,
-                [prompts[i] for i in members],
-                samples=sampling.samples,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_new_tokens=sampling.max_new_tokens,
-                seed=int(digest({"seed": seed, "batch": number})[:15], 16),
+        lengths = prompt_lengths(policy_folder, [_messages(task) for task in tasks])
+        missing = [
+            Batch(
+                number,
+                [(index, tasks[index]) for index in members],
+                verify,
+                str(policy_folder),
+                policy_name,
+                device,
+                threads(),
+                sampling,
+                int(digest({"seed": seed, "batch": number})[:15], 16),
             )
-            rows = []
-            for index, completions in zip(members, answers, strict=True):
-                for repeat, completion in enumerate(completions):
-                    response = respond(
-                        completion.text,
-                        model=policy_name,
-                        prompt_tokens=completion.prompt_tokens,
-                        completion_tokens=completion.completion_tokens,
-                        truncated=completion.truncated,
-                    )
-                    rows.append(_row(tasks[index], index, repeat, response, verify, sampling))
+            for number, members in enumerate(generate.batches(lengths, sampling.batch_size))
+            if number not in done
+        ]
+        cluster = fleet.current()
+        answered = (
+            fleet.map_on(cluster, "gristmill.collect.local:answer", missing, threads=threads(), generates=True)
+            if cluster
+            else map(answer, missing)
+        )
+        for number, rows in zip([batch.number for batch in missing], answered, strict=True):
             append_line(journal / _JOURNAL, {"batch": number, "rows": rows})
             done[number] = rows
             finished += len(rows)
             if progress:
                 progress(finished, total)
+        release()
     rows = sorted((r for batch in done.values() for r in batch), key=_position)
     _write_lines(out / ROLLOUTS, rows)
     _write_lines(
@@ -113,6 +110,55 @@ def collect(
         tokens=sum(row["response"]["usage"]["output_tokens"] for row in rows),
         failures={},
     )
+
+
+class Batch(NamedTuple):
+    """Tasks that are answered together, and all that their answers depend on."""
+
+    number: int
+    tasks: list[tuple[int, dict[str, Any]]]
+    """Position and row of each."""
+    verify: Verify
+    policy: str
+    """Folder of the model."""
+    policy_name: str
+    device: str
+    threads: int
+    """Of torch: on a CPU the last bits of a sum depend on them, and so sampled tokens do."""
+    sampling: SamplingRecipe
+    seed: int
+
+
+def answer(batch: Batch) -> list[dict[str, Any]]:
+    """Rollout rows of a batch, by task and repeat; in any process that finds the model."""
+    from gristmill import generate
+    from gristmill.policy import held
+
+    folder = Path(batch.policy)
+    if not folder.is_dir():  # on a node with a cache of its own, an embedded model is unpacked there
+        folder = model.locate(batch.policy_name)
+    sampling = batch.sampling
+    answers = generate.generate(
+        held(folder, batch.device, batch.threads),
+        [_messages(task) for _, task in batch.tasks],
+        samples=sampling.samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=batch.seed,
+    )
+    rows = []
+    for (index, task), completions in zip(batch.tasks, answers, strict=True):
+        for repeat, completion in enumerate(completions):
+            response = respond(
+                completion.text,
+                model=batch.policy_name,
+                prompt_tokens=completion.prompt_tokens,
+                completion_tokens=completion.completion_tokens,
+                truncated=completion.truncated,
+            )
+            rows.append(_row(task, index, repeat, response, batch.verify, sampling))
+    return rows
 
 
 def _row(
@@ -140,7 +186,8 @@ def _row(
     }
 
 
-def _messages(prompt: list[dict[str, Any]] | str) -> list[dict[str, Any]]:
+def _messages(task: dict[str, Any]) -> list[dict[str, Any]]:
+    prompt: list[dict[str, Any]] | str = task["responses_create_params"]["input"]
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
