@@ -2,7 +2,8 @@
 
 Looks at disk space, the lock, files that only grow, artifacts, result records, unfinished work, processes that a dead
 run left behind, and the versions that artifacts were made with. Nothing is deleted that cannot be made again: what is
-damaged is set aside under `damaged/`. Processes are ours exactly if what they print goes to a file of this
+damaged is set aside under `damaged/`. Of a workspace in a bucket it is the bucket's artifacts that count
+(gristmill/remote/examine.py). Processes are ours exactly if what they print goes to a file of this
 workspace's work folder, or their command names such a file; they are left behind if nobody holds the lock.
 """
 
@@ -83,7 +84,7 @@ def _every(
     workspace: Workspace, deep: bool, mend: bool, engine: Engine | None, progress: Progress | None
 ) -> Iterator[Finding]:
     held = None if mend else holder(workspace)
-    yield from _lock(held, mend)
+    yield from _lock(workspace, held, mend)
     yield from _lines(workspace, mend)
     try:
         known = runs(workspace)
@@ -99,8 +100,12 @@ def _every(
         yield from _engine(engine, known, held, mend)
 
 
-def _lock(held: str | None, mend: bool) -> Iterator[Finding]:
-    if held is None:
+def _lock(workspace: Workspace, held: str | None, mend: bool) -> Iterator[Finding]:
+    if workspace.is_remote and held is None and not mend:
+        from gristmill.remote.examine import lock
+
+        yield lock(workspace)
+    elif held is None:
         yield Finding(check="lock", level="ok", what="held by this command" if mend else "nobody holds it")
     else:
         yield Finding(check="lock", level="ok", what=f"held by process {held}, which is alive")
@@ -138,7 +143,7 @@ def _lines(workspace: Workspace, mend: bool) -> Iterator[Finding]:
 def _cut_tail(workspace: Workspace, path: Path, whole: bytes, tail: bytes, mend: bool) -> Finding:
     name = path.relative_to(workspace.root).as_posix()
     if mend:
-        aside = _aside(workspace, name)
+        aside = free_place(workspace, name)
         aside.write_bytes(tail)
         with path.open("rb+") as file:
             file.truncate(len(whole))
@@ -160,7 +165,7 @@ def _take_out(workspace: Workspace, path: Path, whole: bytes, bad: list[int], me
     words = f"line{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad[:5]))}{' …' if len(bad) > 5 else ''}"
     if mend:
         lines = whole.splitlines(keepends=True)
-        aside = _aside(workspace, name)
+        aside = free_place(workspace, name)
         aside.write_bytes(b"".join(lines[number - 1] for number in bad))
         workspace.put_file(name, b"".join(line for number, line in enumerate(lines, 1) if number not in bad))
     loss = {
@@ -194,6 +199,11 @@ def _space(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _artifacts(workspace: Workspace, deep: bool, mend: bool, progress: Progress | None) -> Iterator[Finding]:
+    if workspace.is_remote:
+        from gristmill.remote.examine import artifacts
+
+        yield from artifacts(workspace, deep, mend, progress)
+        return
     store = workspace.store
     folders = [
         path
@@ -222,7 +232,7 @@ def _artifacts(workspace: Workspace, deep: bool, mend: bool, progress: Progress 
             words = str(error).removeprefix(f"{ref.location}/").split("; delete")[0]
         wrong += 1
         if mend:
-            aside = _aside(workspace, ref.location)
+            aside = free_place(workspace, ref.location)
             os.rename(folder, aside)
         yield Finding(
             check="artifacts",
@@ -241,8 +251,12 @@ def _artifacts(workspace: Workspace, deep: bool, mend: bool, progress: Progress 
             mend="the next run removes it",
         )
     if not wrong:
-        how = "every byte hashed again" if deep else "sizes as their manifests say; --deep hashes every byte again"
-        yield Finding(check="artifacts", level="ok", what=f"{len(folders)} artifacts, {how}")
+        yield Finding(check="artifacts", level="ok", what=f"{len(folders)} artifacts, {how(deep)}")
+
+
+def how(deep: bool) -> str:
+    """How artifacts were looked at, where nothing is wrong."""
+    return "every byte hashed again" if deep else "sizes as their manifests say; --deep hashes every byte again"
 
 
 def _sizes_hold(workspace: Workspace, ref: ArtifactRef) -> bool:
@@ -379,7 +393,7 @@ def _engine(engine: Engine, known: Sequence[Run], held: str | None, mend: bool) 
         )
 
 
-def _aside(workspace: Workspace, name: str) -> Path:
+def free_place(workspace: Workspace, name: str) -> Path:
     """A free place under `damaged/`."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     path = workspace.root / "damaged" / f"{name.removeprefix('artifacts/').replace('/', '-')}.{stamp}"

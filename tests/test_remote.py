@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from gristmill.artifact import ArtifactRef
+from gristmill.doctor import examine
 from gristmill.errors import (
     ArtifactDamaged,
     ArtifactMissing,
@@ -546,3 +547,71 @@ def test_workers_find_it_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("GRISTMILL_WORKSPACE", f"memory://{tmp_path.name}")
     assert Workspace.current() is Workspace.current()
     assert Workspace.current().location == f"memory://{tmp_path.name}"
+
+
+# ---- the doctor
+
+
+def said(place: Workspace, check: str, **how: Any) -> list[tuple[str, str, bool]]:
+    return [(one.level, one.what, one.mended) for one in examine(place, **how) if one.check == check]
+
+
+def test_the_doctor_looks_at_the_bucket_and_fetches_nothing(machine: Machine) -> None:
+    here, there = machine("here"), machine("there")
+    ref = put(here)
+    told: list[tuple[int, int]] = []
+    for deep, words in ((False, "sizes as their manifests say"), (True, "every byte hashed again")):
+        ((level, what, _),) = said(
+            there, "artifacts", deep=deep, progress=lambda done, total, _: told.append((done, total))
+        )
+        assert (level, what.partition(";")[0]) == ("ok", f"1 artifacts in the bucket, {words}")
+    assert told[-1][0] == sum(entry.bytes for entry in there.store.manifest(ref).files)
+    assert not Store.exists(there.store, ref)
+    assert said(there, "lock") == [("ok", "nobody holds it, here or elsewhere", False)]
+    with here.locked():
+        ((_, what, _),) = said(there, "lock")
+        assert what.startswith("a run elsewhere has it, or died: its lease was renewed at ")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "deep", "words"),
+    [
+        ("a.txt", b"paYload", True, "a.txt: expected sha256"),
+        ("a.txt", b"short", False, "a.txt has 5 bytes, expected 7"),
+        ("a.txt", None, False, "a.txt is missing"),
+        ("manifest.json", b'{"kind"', True, "manifest.json cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_damage_in_the_bucket_is_mended_from_the_mirror_or_set_aside(
+    machine: Machine, name: str, data: bytes | None, deep: bool, words: str, mirrored: bool
+) -> None:
+    here, there = machine("here"), machine("there")
+    ref = put(here)
+    if data is None:
+        here.bucket.delete([f"{ref.location}/{name}"])
+    else:
+        here.bucket.write(f"{ref.location}/{name}", data)
+    doctored = here if mirrored else there
+    ((level, what, mended),) = said(doctored, "artifacts", deep=deep)
+    assert (level, mended) == ("wrong", False) and what.startswith(f"{ref.short}: {words}")
+    ((_, _, mended),) = said(doctored, "artifacts", deep=deep, mend=True)
+    assert mended and [level for level, _, _ in said(doctored, "artifacts", deep=True)] == ["ok"]
+    if mirrored:
+        machine("third").store.verify(ref)
+        return
+    assert list(machine("third").store.refs()) == []
+    (aside,) = (there.root / "damaged").iterdir()
+    assert (aside / "sub" / "b.txt").read_text() == "below"
+    assert put(machine("third")) == ref
+
+
+def test_an_upload_that_was_cut_short_is_a_note_and_nothing_is_deleted(machine: Machine) -> None:
+    here = machine("here")
+    ref = put(here)
+    here.bucket.delete([f"{ref.location}/manifest.json"])
+    for mend in (False, True):
+        (note, ok) = said(machine("there"), "artifacts", mend=mend)
+        assert note[0] == "note" and "no manifest, so it does not exist" in note[1]
+        assert ok[1].startswith("0 artifacts in the bucket")
+    assert len(list(here.bucket.entries("artifacts"))) == 2

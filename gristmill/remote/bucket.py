@@ -167,8 +167,11 @@ class Bucket:
 
         return self._said(f"read {key}", fetch)
 
-    def digest(self, key: str) -> str:
+    def digest(self, key: str, watch: Callable[[int], None] | None = None) -> str:
         """The sha256 of an object as it is there now.
+
+        Args:
+            watch: called with the number of bytes of every block.
 
         Raises:
             FileNotFoundError: no such object.
@@ -178,7 +181,10 @@ class Bucket:
         def fetch() -> str:
             hashed = hashlib.sha256()
             for block in obstore.get(self._patient, key).stream(min_chunk_size=_BLOCK):
-                hashed.update(bytes(block))
+                view = bytes(block)
+                hashed.update(view)
+                if watch is not None:
+                    watch(len(view))
             return hashed.hexdigest()
 
         return self._said(f"read {key}", fetch)

@@ -16,7 +16,8 @@ import contextlib
 import threading
 import time
 import uuid
-from typing import Literal
+from datetime import datetime
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -156,6 +157,22 @@ class Lease:
         """The lock's object, if we wrote it."""
         found = self._bucket.read(KEY)
         return found if found is not None and _read(found, self._bucket.url).token == self.token else None
+
+
+class Held(NamedTuple):
+    """A lease that somebody has, or had when they died."""
+
+    renewed: datetime
+    """By the store's clock."""
+    seconds: float
+
+
+def held(bucket: Bucket) -> Held | None:
+    """The lease as the bucket has it; None if it is free."""
+    found = bucket.read(KEY)
+    if found is None or (body := _read(found, bucket.url)).state == "free":
+        return None
+    return Held(found.modified, body.seconds)
 
 
 def _read(found: Stored, url: str) -> Body:

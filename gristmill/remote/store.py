@@ -99,12 +99,19 @@ class RemoteStore(Store):
             ArtifactDamaged: its manifest cannot be read.
             NewerSchema: a newer Gristmill wrote it.
         """
-        kept = self.root / "manifests" / ref.kind / f"{ref.digest}.json"
-        for known in (kept, self.root / ref.location / MANIFEST):
+        for known in (self._kept(ref), self.root / ref.location / MANIFEST):
             try:
                 return read_manifest(known.read_bytes())
             except (OSError, ValueError):
                 continue
+        return self.manifest_there(ref)
+
+    def manifest_there(self, ref: ArtifactRef) -> Manifest:
+        """The manifest as the bucket has it now.
+
+        Raises:
+            as `manifest`.
+        """
         stored = self.bucket.read(f"{ref.location}/{MANIFEST}")
         if stored is None:
             raise ArtifactMissing(
@@ -117,18 +124,21 @@ class RemoteStore(Store):
                 f"{self.bucket.url}/{ref.location}/{MANIFEST} cannot be read; delete it and run again to remake the "
                 "artifact, or restore it from a copy (`gristmill workspace copy`)"
             ) from None
-        write_whole(kept, stored.data)
+        write_whole(self._kept(ref), stored.data)
         return manifest
 
-    def verify(self, ref: ArtifactRef) -> None:
+    def verify(self, ref: ArtifactRef, watch: Callable[[int], None] | None = None) -> None:
         """Hash every file in the bucket again; a copy in the mirror that differs is dropped.
+
+        Args:
+            watch: called with the number of bytes of every block, from several threads.
 
         Raises:
             ArtifactMissing: no such artifact.
             ArtifactDamaged: names the first file that differs.
         """
         files = self.manifest(ref).files
-        for entry, found in zip(files, _each(files, lambda entry: self._digest(ref, entry)), strict=True):
+        for entry, found in zip(files, _each(files, lambda entry: self._digest(ref, entry, watch)), strict=True):
             if found != entry.sha256:
                 raise self._damaged(ref, entry, f"sha256 {found[:12]}" if found else "no such file")
         if Store.exists(self, ref):
@@ -163,8 +173,27 @@ class RemoteStore(Store):
         keys = [entry.key for entry in self.bucket.entries(ref.location)]
         self.bucket.delete(sorted(keys, key=lambda key: key != f"{ref.location}/{MANIFEST}"))
         self._listed.pop(ref.location, None)
-        (self.root / "manifests" / ref.kind / f"{ref.digest}.json").unlink(missing_ok=True)
+        self._kept(ref).unlink(missing_ok=True)
         super().remove(ref)
+
+    def restore(self, ref: ArtifactRef) -> bool:
+        """Send an artifact again that the mirror has whole; whether it has. The caller holds the workspace's lock."""
+        try:
+            if not Store.exists(self, ref):
+                return False
+            Store.verify(self, ref)
+        except (ArtifactDamaged, ArtifactMissing):
+            return False
+        self._require_lease()
+        self._upload(read_manifest(data := (self.root / ref.location / MANIFEST).read_bytes()))
+        self.bucket.write(f"{ref.location}/{MANIFEST}", data)
+        self._listed.pop(ref.location, None)
+        return True
+
+    def listing(self) -> dict[str, dict[str, int]]:
+        """Location → file → bytes of all that lies where artifacts are, as it is now, complete or not."""
+        self.refresh()
+        return self._listed
 
     def refresh(self) -> None:
         """List the bucket's artifacts again: one request a thousand files."""
@@ -243,9 +272,13 @@ class RemoteStore(Store):
         if found != entry.sha256:
             raise self._damaged(ref, entry, f"sha256 {found[:12]}")
 
-    def _digest(self, ref: ArtifactRef, entry: FileEntry) -> str | None:
+    def _kept(self, ref: ArtifactRef) -> Path:
+        """The mirror's copy of a manifest."""
+        return self.root / "manifests" / ref.kind / f"{ref.digest}.json"
+
+    def _digest(self, ref: ArtifactRef, entry: FileEntry, watch: Callable[[int], None] | None) -> str | None:
         try:
-            return self.bucket.digest(f"{ref.location}/{entry.name}")
+            return self.bucket.digest(f"{ref.location}/{entry.name}", watch)
         except FileNotFoundError:
             return None
 
