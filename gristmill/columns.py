@@ -34,9 +34,12 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         present = np.fromiter((value is not None for value in values), np.bool_, len(values))
         valid = pa.py_buffer(np.packbits(present, bitorder="little"))
     if pa.types.is_string(kind):
-        text = [b"" if value is None else value.encode() for value in values]
-        ends = np.fromiter(itertools.accumulate(map(len, text), initial=0), np.int32, len(text) + 1)
-        return pa.Array.from_buffers(kind, len(text), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(text))])
+        texts: Sequence[Any] = values if valid is None else ["" if value is None else value for value in values]
+        text = "".join(texts)
+        if not text.isascii():
+            texts = [value.encode() for value in texts]
+        ends = np.fromiter(itertools.accumulate(map(len, texts), initial=0), np.int32, len(texts) + 1)
+        return pa.Array.from_buffers(kind, len(texts), [valid, pa.py_buffer(ends), pa.py_buffer(text.encode())])
     filled = values if valid is None else [0 if value is None else value for value in values]
     if pa.types.is_boolean(kind):
         bits: np.ndarray[Any, Any] = np.packbits(np.fromiter(filled, np.bool_, len(values)), bitorder="little")

@@ -37,7 +37,7 @@ _INT64 = 1 << 63
 _MEMO_MAX = 2048  # prompts that one reader remembers: repeats of a task carry byte-equal prompts
 
 
-class Reading(NamedTuple):
+class Reading(msgspec.Struct, frozen=True, gc=False):  # thousands live at a time: not to be walked by the collector
     """What one line says, apart from its payload."""
 
     drop_reason: DropReason | None

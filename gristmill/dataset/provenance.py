@@ -7,9 +7,9 @@ the rollout's file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill import columns
 from gristmill.errors import UsageError
@@ -41,12 +41,11 @@ def schema() -> pa.Schema:
     return pa.schema([(name, kinds.get(name, pa.string())) for name in Source._fields])
 
 
-def table(sources: Sequence[Source]) -> pa.Table:
-    """Sources as an Arrow table."""
+def table(values: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Columns, by the names of `Source`'s fields, as an Arrow table."""
     import pyarrow as pa
 
-    values = zip(*sources, strict=True) if sources else ((),) * len(Source._fields)
-    arrays = [columns.build(list(held), field.type) for held, field in zip(values, schema(), strict=True)]
+    arrays = [columns.build(values[field.name], field.type) for field in schema()]
     return pa.Table.from_arrays(arrays, schema=schema())
 
 

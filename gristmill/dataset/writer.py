@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,15 +46,16 @@ class Job(NamedTuple):
     folder: str
 
 
-class Origin(NamedTuple):
-    """That a row came from a rollout."""
+class Origins(NamedTuple):
+    """Which rows came from which rollouts; lists with one entry a row and rollout."""
 
-    validation: bool
-    row: int
+    validation: list[bool]
+    row: list[int]
     """Within the shard's rows of this split."""
-    role: str
+    role: list[str]
     """`only`, `chosen`, `rejected`, or `attempt` (one of several rollouts of an rl task)."""
-    rollout: Chosen
+    rollout: list[int]
+    """Within the shard's rollouts, in the order of its units: whoever cut the shard knows the rest."""
 
 
 class Written(NamedTuple):
@@ -61,7 +63,7 @@ class Written(NamedTuple):
 
     rows: tuple[int, int]
     """Of train and of validation."""
-    origins: list[Origin]
+    origins: Origins
     dropped: dict[str, int]
     notes: dict[str, int]
     """What the chat form does not hold (chat.Conversation.lost), and what else is worth knowing, counted."""
@@ -99,7 +101,7 @@ class _Writer:
             refusals=job.recipe.refusals,
         )
         self.rows: tuple[list[targets.Row], list[targets.Row]] = ([], [])
-        self.origins: list[Origin] = []
+        self.origins = Origins([], [], [], [])
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.gaps: list[float] = []
@@ -138,8 +140,8 @@ class _Writer:
         for one in rows:
             if one.reason is not None:
                 self.dropped[one.reason] += 1
-        usable = [one for one in rows if one.reason is None]
-        for one, raw in self.raw(usable):
+        usable = [at for at, one in enumerate(rows) if one.reason is None]
+        for at, (one, raw) in zip(usable, self.raw([rows[at] for at in usable]), strict=True):
             try:
                 made = self.examples(one, self.conversation(raw))
                 ready = [(example, self.target.row(example), size) for example, size in map(self.fitted, made)]
@@ -147,7 +149,7 @@ class _Writer:
                 self.dropped[problem.reason] += 1
                 continue
             for example, row, size in ready:
-                self.emit(example, row, size, one.validation, [("only", one)])
+                self.emit(example, row, size, one.validation, [("only", at)])
             if self.recipe.method == "kto":
                 self.labels[one.label] += 1
 
@@ -176,7 +178,7 @@ class _Writer:
 
     def groups(self, units: Sequence[list[Chosen]]) -> None:
         """Pair every task; where a pair cannot be written, look for another one, for all tasks at once."""
-        tasks = [_Task(unit) for unit in units]
+        tasks = [_Task(unit, first) for unit, first in zip(units, _firsts(units), strict=True)]
         waiting = tasks
         for _ in range(_ROUNDS):
             for task in waiting:
@@ -274,7 +276,7 @@ class _Writer:
         for one in task.pairs:
             example, row, size = task.ready[one]
             used |= set(one)
-            roles = [("chosen", task.rollouts[one.chosen]), ("rejected", task.rollouts[one.rejected])]
+            roles = [("chosen", task.first + one.chosen), ("rejected", task.first + one.rejected)]
             self.emit(example, row, size, task.rollouts[one.chosen].validation, roles)
             self.gaps.append(example.margin)
             self.lengths.append((length(example.chosen), length(example.rejected)))
@@ -285,15 +287,14 @@ class _Writer:
     # ---- tasks to attempt again: rl
 
     def tasks(self, units: Sequence[list[Chosen]]) -> None:
-        usable = []
-        for unit in units:
+        unit_of: dict[tuple[int, int], tuple[list[Chosen], int]] = {}
+        for unit, first in zip(units, _firsts(units), strict=True):
             if (reason := unit[0].reason) is None:
-                usable.append(unit)
+                unit_of[unit[0].file, unit[0].row] = unit, first
             else:
                 self.dropped[reason] += len(unit)
-        unit_of = {(unit[0].file, unit[0].row): unit for unit in usable}
-        for one, raw in self.raw([unit_of[at][0] for at in sorted(unit_of)]):
-            unit = unit_of[one.file, one.row]
+        for one, raw in self.raw([unit_of[at][0][0] for at in sorted(unit_of)]):
+            unit, first = unit_of[one.file, one.row]
             try:
                 example = rl_task(unit, parse(raw))
                 row = self.target.row(example)
@@ -302,7 +303,7 @@ class _Writer:
                 continue
             if one.fields is None:
                 self.notes["task_without_inputs"] += 1
-            self.emit(example, row, None, one.validation, [("attempt", each._replace(fields=None)) for each in unit])
+            self.emit(example, row, None, one.validation, [("attempt", first + at) for at in range(len(unit))])
 
     # ---- for all
 
@@ -346,10 +347,14 @@ class _Writer:
         row: targets.Row,
         size: int | None,
         validation: bool,
-        roles: Iterable[tuple[str, Chosen]],
+        roles: Iterable[tuple[str, int]],
     ) -> None:
-        rows = self.rows[validation]
-        self.origins += [Origin(validation, len(rows), role, rollout) for role, rollout in roles]
+        rows, origins = self.rows[validation], self.origins
+        for role, rollout in roles:
+            origins.validation.append(validation)
+            origins.row.append(len(rows))
+            origins.role.append(role)
+            origins.rollout.append(rollout)
         rows.append(row)
         if size is not None:
             self.tokens.append(size)
@@ -371,11 +376,18 @@ class _Writer:
         return told
 
 
-class _Task:
-    """The rollouts of one task while they are paired; positions are those in `rollouts`."""
+def _firsts(units: Sequence[list[Chosen]]) -> list[int]:
+    """Where each unit begins among the shard's rollouts."""
+    return [0, *accumulate(map(len, units))][: len(units)]
 
-    def __init__(self, rollouts: list[Chosen]) -> None:
+
+class _Task:
+    """The rollouts of one task while they are paired; positions are those in `rollouts`, whose first is the shard's
+    `first`."""
+
+    def __init__(self, rollouts: list[Chosen], first: int) -> None:
         self.rollouts = rollouts
+        self.first = first
         self.pairs: list[Pair] = []
         self.dropped: dict[int, DropReason] = {}
         self.failed: dict[int, DropReason] = {}

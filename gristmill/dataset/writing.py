@@ -17,7 +17,7 @@ if it is in at least one row.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from typing import Any
 from gristmill import scan, targets
 from gristmill.dataset import tokens
 from gristmill.dataset.card import write_card
-from gristmill.dataset.provenance import PROVENANCE, Source, schema, table
-from gristmill.dataset.shards import Work, cut
+from gristmill.dataset.provenance import PROVENANCE, schema, table
+from gristmill.dataset.shards import Chosen, Work, cut
 from gristmill.dataset.writer import SPLITS, Job, Written, part_path
 from gristmill.errors import RecipeError
 from gristmill.example import Example
@@ -78,9 +78,9 @@ def write_dataset(
         done = 0
         with _Files(out, target.suffix) as files:
             for number, (written, rollouts) in enumerate(_write(work, recipe, seed, out, workers)):
-                files.take(number, written)
+                files.take(number, written, rollouts)
                 sum_.add(written)
-                done += rollouts
+                done += len(rollouts)
                 if progress:
                     progress(done, total)
             names = files.close(target)
@@ -116,19 +116,19 @@ def check(recipe: FormatRecipe) -> targets.Target:
 
 def _write(
     work: Work, recipe: FormatRecipe, seed: int, out: Path, workers: int | None
-) -> Iterator[tuple[Written, int]]:
-    """Each shard's result, in order, and how many rollouts it had."""
-    sizes: list[int] = []
+) -> Iterator[tuple[Written, list[Chosen]]]:
+    """Each shard's result, in order, and its rollouts."""
+    under_way: deque[list[Chosen]] = deque()
 
     def jobs() -> Iterator[Job]:
         for shard in work.shards:
             rollouts = [one for unit in shard.units for one in unit]
-            sizes.append(len(rollouts))
+            under_way.append(rollouts)
             used = {one.file: str(work.files[one.file]) for one in rollouts}
             yield Job(shard, used, recipe, work.scales, work.metric_scales, seed, str(out))
 
-    for number, written in enumerate(map_ordered(_WRITE, jobs(), workers)):
-        yield written, sizes[number]
+    for written in map_ordered(_WRITE, jobs(), workers):
+        yield written, under_way.popleft()
 
 
 class _Files:
@@ -149,22 +149,21 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self.origins.close()
 
-    def take(self, number: int, written: Written) -> None:
-        sources = [
-            Source(
-                SPLITS[one.validation],
-                self.rows[one.validation] + one.row,
-                one.role,
-                one.rollout.rollout_id,
-                one.rollout.task_key,
-                one.rollout.reward,
-                one.rollout.source,
-                one.rollout.line,
-            )
-            for one in written.origins
-        ]
-        if sources:
-            self.origins.write_table(table(sources))
+    def take(self, number: int, written: Written, rollouts: Sequence[Chosen]) -> None:
+        origins = written.origins
+        if origins.row:
+            behind = [rollouts[at] for at in origins.rollout]
+            values: dict[str, Sequence[Any]] = {
+                "split": [SPLITS[one] for one in origins.validation],
+                "row": [self.rows[one] + row for one, row in zip(origins.validation, origins.row, strict=True)],
+                "role": origins.role,
+                "rollout_id": [one.rollout_id for one in behind],
+                "task_key": [one.task_key for one in behind],
+                "reward": [one.reward for one in behind],
+                "source": [one.source for one in behind],
+                "line": [one.line for one in behind],
+            }
+            self.origins.write_table(table(values))
         for which, split in enumerate(SPLITS):
             if written.rows[which]:
                 self.rows[which] += written.rows[which]
@@ -217,7 +216,7 @@ class _Sum:
             self.rows[which] += written.rows[which]
             self.labels[which] += written.labels[which]
         # a rollout's rows are all in one shard
-        self.kept += len({(one.rollout.file, one.rollout.row) for one in written.origins})
+        self.kept += len(set(written.origins.rollout))
         self.dropped.update(written.dropped)
         self.notes.update(written.notes)
         self.gaps += written.gaps
