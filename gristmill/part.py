@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import msgspec
 import orjson
 from xxhash import xxh3_128_digest
 
@@ -160,7 +161,7 @@ class PartWriter:
             if text and not text.isspace():
                 reading = read(text)
                 if not ended and segment.last and (reason := _torn(text, reading.drop_reason)):
-                    reading = reading._replace(drop_reason=reason)
+                    reading = msgspec.structs.replace(reading, drop_reason=reason)
                 readings.append(reading)
                 claim.reasons.append(reading.drop_reason)
                 claim.digests.append(xxh3_128_digest(text))
@@ -192,7 +193,8 @@ class PartWriter:
             reasons[position] = DropReason.DUPLICATE_ROLLOUT
         firsts = zip(part.segments, settled.first_lines, claim.rows, strict=True)
         places = [(segment.name, first) for segment, first, rows in firsts for _ in range(rows)]
-        values: dict[str, Sequence[Any]] = dict(zip(Reading._fields, zip(*readings, strict=True), strict=True))
+        told = zip(*map(msgspec.structs.astuple, readings), strict=True)
+        values: dict[str, Sequence[Any]] = dict(zip(Reading.__struct_fields__, told, strict=True))
         values |= {
             "rollout_id": [digest.hex() for digest in claim.digests],
             "source": [name for name, _ in places],
