@@ -70,6 +70,7 @@ Force = Annotated[
 ]
 
 DEFAULT_WORKSPACE = Path("workspace")
+_ANY_WIDTH = 100_000  # columns of what is no terminal
 
 
 @app.command(rich_help_panel=LOOP)
@@ -912,10 +913,11 @@ def _shown(path: Path) -> str:
 
 
 def _console() -> Console:
-    """Standard output; lines are broken for people only."""
+    """Standard output; lines are broken, and what has columns is cut to fit, for people only."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=piped, width=_ANY_WIDTH if piped else None)
 
 
 def _print_json(value: Any) -> None:

@@ -44,6 +44,16 @@ def test_a_model_is_traced_to_rollouts_tasks_and_base(made: Filled) -> None:
     assert (str(made.table), str(made.dataset)) not in walk.edges  # implied by the way through the selection
 
 
+@pytest.mark.parametrize("command", ["trace", "impact"])
+def test_no_line_is_cut_where_it_is_piped(made: Filled, command: str) -> None:
+    said = "answers twice as long on gcd, " * 12 + "and so on"
+    names.note(made.workspace, made.model, said)
+    shown = CliRunner().invoke(app, [command, "model", "v1", "-w", str(made.workspace.root)])
+    assert shown.exit_code == 0
+    assert f"“{said}”" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) < 2 * len(said), "and none is filled up with blanks"
+
+
 def test_two_parents_of_a_model_are_both_walked(made: Filled) -> None:
     """A checkpoint that goes on from the champion."""
     on = stub(made.workspace, "checkpoint", "train", [made.next_dataset, made.model], steps=1, losses=[1.0])
