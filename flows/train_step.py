@@ -93,7 +93,7 @@ def _by(deployment: str) -> Any:
     policy = train_policy.cache_policy
     assert isinstance(policy, ContentKey)
 
-    @step("train", version=policy.version)
+    @step("train")
     @functools.wraps(train_policy.fn)
     def elsewhere(*args: Any, **kwargs: Any) -> ArtifactRef:
         inputs = get_call_parameters(train_policy.fn, args, kwargs)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gristmill.artifact import Manifest
-from gristmill.stages import flat, shown
+from gristmill.stages import flat, reads, shown
 
 # What feeds what within a turn; the challenger's evaluation decides who collects in the next.
 FOLLOWS: dict[str, tuple[str, ...]] = {
@@ -26,30 +26,18 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "evaluate": ("promote",),
     "promote": (),
 }
-_EVERYTHING = ("held-out tasks", "tasks")
-# The first of these prefixes that fits a field says which stages it feeds.
-_FEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("name", ()),
-    ("rollouts", ()),
-    ("turns", ()),
-    ("requests.", ()),
-    ("stop.", ()),
-    ("environment.fresh", ("tasks",)),
-    ("environment.curriculum", ("tasks",)),
-    ("environment.tasks", ("tasks",)),
-    ("environment.heldout", ("held-out tasks",)),
-    ("environment.", _EVERYTHING),
-    ("seed", _EVERYTHING),
-    ("policy.", ("collect", "evaluate", "train")),
-    ("collect.", ("collect",)),
-    ("review.", ("curate",)),
-    ("curate.", ("curate",)),
-    ("format.", ("format",)),
-    ("checks.", ("validate",)),
-    ("train.", ("train",)),
-    ("evaluate.", ("evaluate",)),
-    ("promote.", ("promote",)),
-)
+# What of a run's stages one of these stands for, as far as it costs something.
+_OF: dict[str, tuple[str, ...]] = {
+    "collect": ("base policy", "collect"),
+    "curate": ("sample", "review", "curate"),
+    "train": ("base policy", "train"),
+    "evaluate": ("base policy", "collect held-out"),
+}
+# Stages run again for these, and give what they gave.
+_EQUAL: dict[str, tuple[str, ...]] = {
+    "held-out tasks": ("environment.tasks", "environment.fresh", "environment.curriculum"),
+    "tasks": ("environment.heldout",),
+}
 
 
 class Redo(NamedTuple):
@@ -99,9 +87,11 @@ def redo(resolved: Mapping[str, Any], reports: list[Manifest]) -> Redo:
     }
     again: dict[str, str] = {}
     for name, text in changed.items():
-        # a field that no prefix knows may feed anything
-        for stage in next((stages for prefix, stages in _FEEDS if name.startswith(prefix)), _EVERYTHING):
-            _mark(stage, text, again)
+        for stage in FOLLOWS:
+            if any(reads(part, name) for part in _OF.get(stage, (stage,))) and not name.startswith(
+                _EQUAL.get(stage, ())
+            ):
+                _mark(stage, text, again)
     return Redo(int(before["turns"]), tuple(changed.values()), again)
 
 

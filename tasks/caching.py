@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from gristmill import progress, runs, versions
 from gristmill.artifact import ArtifactRef, summary
 from gristmill.identity import digest
+from gristmill.stages import VERSIONS
 from gristmill.store import step_version
 from gristmill.workspace import Workspace
 
@@ -32,7 +33,7 @@ P = ParamSpec("P")
 
 @dataclass
 class ContentKey(CachePolicy):
-    """Task name + explicit step version + canonical inputs. Raise the version when a step's logic changes."""
+    """Task name + explicit step version + canonical inputs. The version is raised when a step's logic changes."""
 
     version: str = "1"
 
@@ -95,13 +96,12 @@ def refs_in(value: Any) -> Iterator[ArtifactRef]:
             yield from refs_in(item)
 
 
-def step(name: str, *, version: str = "1") -> Callable[[Callable[P, ArtifactRef]], Task[P, ArtifactRef]]:
+def step(name: str) -> Callable[[Callable[P, ArtifactRef]], Task[P, ArtifactRef]]:
     """Decorator: a cached Prefect task that takes references and settings and returns a reference.
 
-    Args:
-        version: of the step's logic; raise it when equal inputs would give something else. It is part of the key, and
-            stands in the manifests.
+    The version of its logic, which is part of the key and stands in the manifests, is that of gristmill/stages.py.
     """
+    version = VERSIONS.get(name, "1")
 
     def decorate(function: Callable[P, ArtifactRef]) -> Task[P, ArtifactRef]:
         @functools.wraps(function)

@@ -37,7 +37,7 @@ def base_policy(model_name: str, identity: str) -> ArtifactRef:
     return ref
 
 
-@step("make-tasks", version="2")
+@step("make-tasks")
 def make_tasks(
     environment: EnvironmentRecipe,
     source: str | None,

@@ -12,7 +12,7 @@ from tasks.caching import step
 from tasks.ingest import table_files
 
 
-@step("evaluate", version="3")
+@step("evaluate")
 def evaluate_policy(
     policy: ArtifactRef, tasks: ArtifactRef, tables: list[ArtifactRef], confidence: float, solved_at: float
 ) -> ArtifactRef:

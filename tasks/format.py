@@ -16,7 +16,7 @@ from tasks.caching import step
 from tasks.ingest import table_files
 
 
-@step("format", version="2")
+@step("format")
 def format_dataset(
     selection: ArtifactRef,
     tables: list[ArtifactRef],

@@ -11,7 +11,7 @@ from tasks import artifacts
 from tasks.caching import step
 
 
-@step("promote", version="3")
+@step("promote")
 def decide_promotion(
     challenger: ArtifactRef, champion: ArtifactRef, settings: PromoteRecipe, look: int = 1
 ) -> ArtifactRef:

@@ -34,7 +34,7 @@ def _read(settings: TrainRecipe) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=_NOT_READ)
 
 
-@step("train", version="2")
+@step("train")
 def _train_policy(
     dataset: ArtifactRef,
     base: ArtifactRef,

@@ -24,7 +24,7 @@ FINDINGS = "findings.json"
 PAGE = "checks.html"
 
 
-@step("validate", version="2")
+@step("validate")
 def validate_dataset(
     dataset: ArtifactRef,
     selection: ArtifactRef,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -52,6 +51,9 @@ def test_the_same_recipe_is_cached() -> None:
         ("train.epochs=1", ["train", "evaluate", "promote"], ["tasks"]),
         ("promote.confidence=0.9", ["promote"], ["tasks", "evaluate"]),
         ("environment.heldout=32", ["held-out tasks", "evaluate", "promote"], ["tasks"]),
+        ("environment.tasks=32", ["tasks", "collect", "promote"], ["held-out tasks"]),
+        ("policy.model=other", ["collect", "train", "evaluate"], ["tasks", "held-out tasks"]),
+        ("review.required=true", ["curate", "train"], ["collect"]),
         ("requests.concurrency=4", [], list(FOLLOWS)),
         ("seed=1", list(FOLLOWS), []),
     ],
@@ -82,10 +84,3 @@ def test_the_nearest_run_counts() -> None:
     reports = [report(one, str(number) * 64) for number, one in enumerate(recipes)]
     found = redo(build({}, ["train.epochs=3"]).resolved(), reports)
     assert found.changed == ("train.epochs: 9.0 → 3.0",)
-
-
-def test_every_section_feeds_something_or_is_known_to_feed_nothing() -> None:
-    """A field that the table does not know counts as feeding everything."""
-    resolved: dict[str, Any] = Recipe().resolved()
-    changed = redo({**resolved, "surprise": {"field": 1}}, [report(Recipe())])
-    assert set(changed.again) == set(FOLLOWS)
