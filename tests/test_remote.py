@@ -31,13 +31,14 @@ from gristmill.remote.bucket import Bucket, remote_url
 from gristmill.remote.workspace import RemoteWorkspace
 from gristmill.store import Store
 from gristmill.workspace import Workspace
-from tests import buckets, ceph
+from tests import buckets, ceph, gcs
 from tests.buckets import Fault, Proxy
 
 pytest.importorskip("obstore")
 
 Machine = Callable[[str], RemoteWorkspace]
 CEPH = pytest.param("gateway", marks=pytest.mark.live)  # its 66 MB of packages are fetched once
+GOOGLE = pytest.param("google", marks=pytest.mark.live)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield served.port
 
 
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with gcs.gs(tmp_path_factory.mktemp("google")) as environment:
+        yield environment
+
+
 def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Workspaces at one URL, each with a mirror of its own, as on another machine."""
 
@@ -73,17 +80,19 @@ def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machi
     return machine
 
 
-@pytest.fixture(params=["memory", "s3", "azure", CEPH])
+@pytest.fixture(params=["memory", "s3", "azure", CEPH, GOOGLE])
 def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A new workspace in each kind of store."""
     monkeypatch.setenv("GRISTMILL_REMOTE_PATIENCE", "5")
     if request.param == "memory":
         return machines(f"memory://{tmp_path.name}", tmp_path, monkeypatch)
-    port = request.getfixturevalue(request.param)
-    environment = buckets.azure_environment(port) if request.param == "azure" else buckets.s3_environment(port)
+    served = request.getfixturevalue(request.param)
+    scheme, environment = {
+        "azure": lambda: ("az", buckets.azure_environment(served)),
+        "google": lambda: ("gs", served),
+    }.get(request.param, lambda: ("s3", buckets.s3_environment(served)))()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    scheme = "az" if request.param == "azure" else "s3"
     return machines(f"{scheme}://bucket/{tmp_path.name}", tmp_path, monkeypatch)
 
 
@@ -167,6 +176,16 @@ def test_one_file_is_read_without_fetching_the_rest(machine: Machine) -> None:
         ref = draft.commit(stage="test")
     assert there.store.read_json(ref, "summary.json") == {"a": 1}
     assert not Store.exists(there.store, ref)
+
+
+@pytest.mark.parametrize("machine", ["s3", CEPH, GOOGLE], indirect=True)
+def test_a_large_file_goes_in_parts_and_comes_back(machine: Machine) -> None:
+    here, there = machine("here"), machine("there")
+    with here.store.draft("checkpoint") as draft:
+        (draft.path / "large").write_bytes(b"".join(number.to_bytes(4) * 256 for number in range(18_000)))
+        ref = draft.commit(stage="test")
+    there.store.verify(ref)
+    assert (there.store.path(ref) / "large").read_bytes() == (here.store.path(ref) / "large").read_bytes()
 
 
 def test_damage_in_the_bucket_is_found_and_named(machine: Machine) -> None:
