@@ -15,6 +15,7 @@ from gristmill.errors import UsageError
 from gristmill.planner import Plan, Power, Stage, plan_files, plan_recipe
 from gristmill.recipe import Recipe, load
 from gristmill.validate_command import split
+from gristmill.words import percent
 from gristmill.workspace import Workspace
 
 _STYLES = {"new": "", "again": "yellow", "base": "yellow", "cached": "cyan"}
@@ -69,7 +70,8 @@ def _parts(plan: Plan, recipe: Recipe | None) -> list[RenderableType]:
         parts += [_title("What would be done"), _stages(plan.stages)]
         if plan.changed:
             parts.append(Text(f"the nearest run that ended here differs in {', '.join(plan.changed)}"))
-        spent = f"{plan.rollouts:,} rollouts, {_about(plan)}{plan.tokens:,} tokens generated"
+        most = "at most " if plan.looks > 1 else ""
+        spent = f"{most}{plan.rollouts:,} rollouts, {_about(plan)}{plan.tokens:,} tokens generated"
         parts.append(Text(f"in all {spent}, less what is cached"))
     for one in plan.power:
         parts += [_title(f"What an evaluation could detect{f': {one.name}' if one.name else ''}"), *_power(one)]
@@ -105,7 +107,7 @@ def _stages(stages: Sequence[Stage]) -> Table:
 def _power(one: Power) -> list[RenderableType]:
     points = _points(one.wanted, one)
     can = Text()
-    setting = f"{one.tasks:,} tasks × {one.samples} rollouts, {one.confidence:.0%} interval"
+    setting = f"{one.tasks:,} tasks × {one.samples} rollouts, {percent(one.confidence)} interval"
     if one.detectable is None:
         can.append(f"{setting}: nothing, since one task allows no interval")
     else:

@@ -24,7 +24,7 @@ from gristmill.recipe import Recipe
 from gristmill.redo import redo
 from gristmill.scale import scale
 from gristmill.store import Store
-from gristmill.words import many
+from gristmill.words import many, percent
 
 POWER = 0.8
 POINTS = 0.05  # what the planner asks to see: 5 points, of rewards within 0 to 1; else of their range
@@ -58,7 +58,7 @@ class Choice(_Model):
 class Power(_Model):
     """What an evaluation can detect."""
 
-    name: str = Field("", description="The environment, where rollout files hold several.")
+    name: str = Field("", description="The environment, where rollout files hold several; or which look at it.")
     tasks: int
     samples: int
     confidence: float
@@ -79,6 +79,7 @@ class Plan(_Model):
     stages: tuple[Stage, ...]
     rollouts: int = Field(description="In all, if nothing is cached.")
     tokens: int = Field(description="Generated in all, if nothing is cached.")
+    looks: int = Field(1, description="Of the gate at a challenger, at most; with 2, rollouts and tokens are at most.")
     changed: tuple[str, ...] = Field((), description="Fields that differ from the nearest run that ended here.")
     power: tuple[Power, ...]
     notes: tuple[str, ...] = ()
@@ -105,10 +106,17 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     per_train, train_seen = past.tokens_each("train", recipe.collect.max_new_tokens)
 
     def add(
-        stage: str, what: str, times: int, rows: int | None = None, each: float | None = None, *, bound: bool = True
+        stage: str,
+        what: str,
+        times: int,
+        rows: int | None = None,
+        each: float | None = None,
+        *,
+        bound: bool = True,
+        part: str | None = None,
     ) -> None:
         tokens = None if rows is None or each is None else math.ceil(rows * each)
-        state = past.redo.state(stage, turns)
+        state = past.redo.state(part or stage, turns)
         stages.append(Stage(stage=stage, what=what, times=times, rows=rows, tokens=tokens, bound=bound, state=state))
 
     sampling, held = recipe.collect, recipe.evaluate
@@ -148,22 +156,39 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
     )
     add(
         "promote",
-        f"if the {recipe.promote.confidence:.0%} interval of the lift lies above {recipe.promote.min_effect:g}",
+        f"if the {percent(recipe.promote.look_confidence)} interval of the lift lies above "
+        f"{recipe.promote.min_effect:g}",
         turns,
     )
-    rollouts = (evaluated or 0) * (1 + turns) + (collected or 0) * turns
-    tokens = sum((stage.tokens or 0) * stage.times for stage in stages if stage.stage in ("evaluate", "collect"))
+    twice = recipe.promote.on_inconclusive == "collect_more"
+    in_all = recipe.promote.samples_in_all(held.samples) if twice else held.samples
+    more = None if heldout is None else heldout * (in_all - held.samples)
+    if twice:
+        add(
+            "look again",
+            f"where the gate is inconclusive: up to {in_all} rollouts a task, of challenger and champion, once each",
+            1 + turns,
+            more,
+            per_heldout,
+            part="promote",
+        )
+    rollouts = ((evaluated or 0) + (more or 0)) * (1 + turns) + (collected or 0) * turns
+    spending = ("evaluate", "collect", "look again")
+    tokens = sum((stage.tokens or 0) * stage.times for stage in stages if stage.stage in spending)
     variance = past.variance()
     found: tuple[Power, ...] = ()
     if heldout is not None:
-        found = (
+        looks = {"at its first look": held.samples, "at its second look": in_all} if twice else {"": held.samples}
+        found = tuple(
             power_of(
                 variance or assumed(),
                 heldout,
-                recipe.evaluate.samples,
-                confidence=recipe.promote.confidence,
+                samples,
+                confidence=recipe.promote.look_confidence,
                 unit=past.unit(),
-            ),
+                name=name,
+            )
+            for name, samples in looks.items()
         )
     for name, value in recipe.stop.model_dump().items():
         if value is not None:
@@ -178,6 +203,7 @@ def plan_recipe(recipe: Recipe, store: Store | None = None) -> Plan:
         stages=tuple(stages),
         rollouts=rollouts,
         tokens=tokens,
+        looks=2 if twice else 1,
         changed=past.redo.changed,
         power=found,
         notes=tuple(notes),

@@ -24,6 +24,7 @@ from gristmill.power import Needed, needed
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate
 from gristmill.store import Store
+from gristmill.words import percent
 
 FILE = "decision.json"
 
@@ -108,7 +109,7 @@ def decide(
         reason = f"{lift.tasks} task allows no interval; evaluate on more held-out tasks"
     else:
         interval = (
-            f"{_percent(recipe.look_confidence)} interval {lift.low:+.3f} to {lift.high:+.3f} over {lift.tasks} tasks"
+            f"{percent(recipe.look_confidence)} interval {lift.low:+.3f} to {lift.high:+.3f} over {lift.tasks} tasks"
         )
         if lift.low > floor:
             failed = [f"{guard.name}: {guard.evidence}" for guard in guards if not guard.passed]
@@ -124,7 +125,7 @@ def decide(
             reason = f"lift {lift.mean:+.3f}, {interval}: it includes {floor:+.3f}; {_settling(lift, floor, more)}"
     if recipe.on_inconclusive == "collect_more":
         which = "first" if look == 1 else "second"
-        reason += f" ({which} of at most two looks, which hold together at {_percent(recipe.confidence)})"
+        reason += f" ({which} of at most two looks, which hold together at {percent(recipe.confidence)})"
     settles = more if verdict is Verdict.INCONCLUSIVE and more is not None else Needed(None, None)
     return Decision(
         verdict=verdict,
@@ -160,11 +161,6 @@ def _settling(lift: Estimate, floor: float, more: Needed | None) -> str:
 def _once(lift: Estimate) -> bool:
     """Whether each policy attempted each task once, so that chance and difference cannot be told apart."""
     return lift.samples == 2 * lift.tasks
-
-
-def _percent(confidence: float) -> str:
-    """95%, 97.5%, 99.95%: without digits that say nothing."""
-    return f"{confidence * 100:.4g}%"
 
 
 def read_decision(store: Store, ref: ArtifactRef) -> Decision:

@@ -27,3 +27,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def percent(confidence: float) -> str:
+    """`95%`, `97.5%`, `99.95%`: without digits that say nothing."""
+    return f"{confidence * 100:.4g}%"
