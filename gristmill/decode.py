@@ -157,7 +157,7 @@ class Decoder:
         self._compile()
 
     def decode(self, line: bytes) -> Row:
-        """One line, without its newline.
+        """One line, with or without its newline.
 
         Raises:
             Unreadable: it is no row.

@@ -156,11 +156,11 @@ class PartWriter:
         at = segment.start
         end = ends[-1]
         for line in _lines(segment):
-            ended = line[-1] == 10
-            text = line[:-1] if ended else line
-            if text and not text.isspace():
-                reading = read(text)
-                if not ended and segment.last and (reason := _torn(text, reading.drop_reason)):
+            if not line.isspace():
+                reading = read(line)
+                ended = line[-1] == 10
+                text = memoryview(line)[:-1] if ended else line
+                if not ended and segment.last and (reason := _torn(line, reading.drop_reason)):
                     reading = msgspec.structs.replace(reading, drop_reason=reason)
                 readings.append(reading)
                 claim.reasons.append(reading.drop_reason)

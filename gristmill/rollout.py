@@ -84,7 +84,7 @@ class Reader:
         self._prompts: dict[tuple[bytes, bytes, bytes], _Prompt] = {}
 
     def read(self, line: bytes) -> Reading:
-        """Read one line (without its newline). Never raises on any bytes."""
+        """Read one line, with or without its newline. Never raises on any bytes."""
         try:
             row = self._decoder.decode(line)
         except Unreadable as problem:
@@ -225,6 +225,8 @@ def _chars(value: Any) -> int:
 
 
 def _reward(value: Any) -> tuple[float | None, DropReason | None]:
+    if type(value) is float and math.isfinite(value):
+        return value, None
     if value is msgspec.UNSET:
         return None, DropReason.NO_REWARD
     if value is None:
@@ -247,10 +249,10 @@ def _scores(row: Row) -> tuple[dict[str, float], dict[str, str]]:
     metrics: dict[str, float] = {}
     labels: dict[str, str] = {}
     for name, value in row.extra:
-        if isinstance(value, str):
+        if type(value) is str:
             if len(value) <= LABEL_CHARS:
                 labels[name] = value if value.isascii() else clean(value)
-        elif isinstance(value, int | float) and not name.startswith("_ng_"):
+        elif isinstance(value, (int, float)) and not name.startswith("_ng_"):
             number = _number(value)
             if number is not None:
                 metrics[name] = number
@@ -263,11 +265,10 @@ def _scores(row: Row) -> tuple[dict[str, float], dict[str, str]]:
 
 def _items(output: list[Item | list[Item]]) -> tuple[list[Item], bool]:
     """The items of an output, and whether it is malformed. Of transitions (lists) the last is the whole."""
-    kinds = set(map(type, output))
-    if list not in kinds:
+    if list not in map(type, output):
         return output, False  # type: ignore[return-value]  # no list is among them
     last = output[-1]
-    return (last, False) if len(kinds) == 1 and isinstance(last, list) else ([], True)
+    return (last, False) if all(type(one) is list for one in output) and isinstance(last, list) else ([], True)
 
 
 def _answer(items: list[Item]) -> _Answer:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, Self, cast
 
 from gristmill import chat, plain, targets
 from gristmill.dataset.compare import compare, length
@@ -30,6 +30,7 @@ from gristmill.table import read_raw
 
 SPLITS = ("train", "validation")
 SHOWN = 3  # examples kept for the rendered sample
+_WRITE_BYTES = 1 << 20  # a write a row costs four times as much
 _ROUNDS = 16  # of pairing a task again after a pair could not be written
 _UNSCALED = Scale(0.0, 1.0)
 
@@ -88,6 +89,51 @@ def part_path(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.part"
 
 
+class _Lines:
+    """A split's rows as lines, written as they come: kept until the end, they would have left the cache by then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: BinaryIO | None = None
+        self.count = 0
+
+    def add(self, row: targets.Row) -> None:
+        if self.file is None:
+            self.file = self.path.open("wb", buffering=_WRITE_BYTES)
+        self.file.write(cast(bytes, row))
+        self.count += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+class _Table:
+    """A split's rows as columns, which the target writes when all are there."""
+
+    def __init__(self, path: Path, target: targets.Target) -> None:
+        self.path = path
+        self.target = target
+        self.rows: list[targets.Row] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: targets.Row) -> None:
+        self.rows.append(row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self.rows:
+            self.target.write(self.rows, self.path)
+
+
 class _Writer:
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -100,7 +146,8 @@ class _Writer:
             developer=job.recipe.developer,
             refusals=job.recipe.refusals,
         )
-        self.rows: tuple[list[targets.Row], list[targets.Row]] = ([], [])
+        paths = [part_path(Path(job.folder), split, job.shard.number) for split in SPLITS]
+        self.rows = [_Lines(path) if self.target.suffix == "jsonl" else _Table(path, self.target) for path in paths]
         self.origins = Origins([], [], [], [])
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -112,18 +159,15 @@ class _Writer:
 
     def write(self) -> Written:
         units = self.job.shard.units
-        if self.recipe.method == "rl":
-            self.tasks(units)
-        elif self.recipe.method in GROUPED:
-            self.groups(units)
-        else:
-            self.singles([one for unit in units for one in unit])
-        folder = Path(self.job.folder)
-        for split, rows in zip(SPLITS, self.rows, strict=True):
-            if rows:
-                self.target.write(rows, part_path(folder, split, self.job.shard.number))
+        with self.rows[0] as train, self.rows[1] as validation:
+            if self.recipe.method == "rl":
+                self.tasks(units)
+            elif self.recipe.method in GROUPED:
+                self.groups(units)
+            else:
+                self.singles([one for unit in units for one in unit])
         return Written(
-            (len(self.rows[0]), len(self.rows[1])),
+            (train.count, validation.count),
             self.origins,
             dict(self.dropped),
             dict(self.notes),
@@ -352,10 +396,10 @@ class _Writer:
         rows, origins = self.rows[validation], self.origins
         for role, rollout in roles:
             origins.validation.append(validation)
-            origins.row.append(len(rows))
+            origins.row.append(rows.count)
             origins.role.append(role)
             origins.rollout.append(rollout)
-        rows.append(row)
+        rows.add(row)
         if size is not None:
             self.tokens.append(size)
         if self.job.shard.number == 0 and len(self.shown) < SHOWN and self.counting is not None:

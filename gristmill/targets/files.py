@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # A Parquet row group: small enough to stream, and far below the 2 GiB that one Arrow string array holds.
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 128 << 20
-_WRITE_BYTES = 1 << 20  # a write a row costs four times as much
 
 
 def line(row: dict[str, Any]) -> bytes:
@@ -47,7 +46,7 @@ def texts(values: Iterable[Any]) -> list[bytes]:
 
 def write_lines(rows: Sequence[Row], path: Path) -> None:
     """One JSONL file."""
-    with path.open("wb", buffering=_WRITE_BYTES) as file:
+    with path.open("wb") as file:
         file.writelines(cast(Sequence[bytes], rows))
 
 

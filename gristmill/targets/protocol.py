@@ -99,7 +99,7 @@ class Target(Protocol):
         """
 
     def write(self, rows: Sequence[Row], path: Path) -> None:
-        """Write one data file with equal bytes for equal rows."""
+        """Write one data file with equal bytes for equal rows. Lines of JSON may be written without it, one by one."""
 
     def finish(self, export: Export) -> None:
         """Put launch config, dataset registry and the like beside the data."""
