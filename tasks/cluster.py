@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from prefect_ray import RayTaskRunner
     from prefect_ray.task_runners import PrefectRayFuture
 
+_ANSWER = 10.0  # seconds
 _LOOK = 5.0  # seconds between looks at the cluster's size
 # Of the processes that run shards: as the command line sets them for its own.
 _QUIET = {
@@ -61,18 +64,38 @@ def executing(recipe: ExecutionRecipe, workspace: Workspace) -> Iterator[None]:
         raise RecipeError(
             f"execution: ray needs Ray ({error}); install it with `pip install 'gristmill[ray]'`, or set it to local"
         ) from None
+    _require_answer(recipe.address or os.environ.get("RAY_ADDRESS"))
     settings = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": _QUIET}}
     with contextlib.ExitStack() as stack:
         try:
             runner = stack.enter_context(RayTaskRunner(address=recipe.address, init_kwargs=settings))
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"execution.address: no Ray cluster answers at {recipe.address or 'the default address'} "
-                f"({str(error).splitlines()[0]}); `ray start --head` starts one on this machine"
-            ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            said = str(error).strip().splitlines()[-1]
+            where = recipe.address or "its default address"
+            raise RecipeError(f"execution: Ray cannot be used at {where}: {said} (docs/deploy-ray.md)") from error
         _require_same(workspace)
         stack.enter_context(sent_to(_Ray(runner, recipe)))
         yield
+
+
+def _require_answer(address: str | None) -> None:
+    """Look whether anybody listens: Ray itself would try for minutes.
+
+    Raises:
+        RecipeError: nobody does, or it is no address.
+    """
+    if address in (None, "", "auto", "local"):
+        return
+    where = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if not where.hostname or not where.port:
+            raise OSError("it is not of the form host:port")
+        socket.create_connection((where.hostname, where.port), timeout=_ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"execution.address: no Ray cluster answers at {address} ({error}); `ray start --head` starts one "
+            "here, and `ray status` says where one is"
+        ) from error
 
 
 @task(name="shard", cache_policy=NO_CACHE, persist_result=False)
