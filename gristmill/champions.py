@@ -85,7 +85,7 @@ def roll_back(workspace: Workspace, reason: str) -> Rollback:
     with workspace.locked():
         line = champions(workspace)
         if not line:
-            raise UsageError(f"there is no promotion to roll back in {workspace.root}")
+            raise UsageError(f"there is no promotion to roll back in {workspace}")
         last = line[-1]
         taken = Rollback(
             rolled_back=last.decision,

@@ -127,17 +127,17 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
     """
     said = text.strip().rstrip("…")
     if not workspace.is_remote and not workspace.root.is_dir():
-        raise UsageError(f"there is no workspace {workspace.root}; name one with --workspace")
+        raise UsageError(f"there is no workspace {workspace}; name one with --workspace")
     if said == "champion":
         line = champions(workspace)
         if not line:
-            raise UsageError(f"there is no champion in {workspace.root}: nothing has been promoted yet")
+            raise UsageError(f"there is no champion in {workspace}: nothing has been promoted yet")
         return line[-1].checkpoint
     if version := parse(said):
         for one in versions(workspace).values():
             if (one.kind, one.number) == version:
                 return one.ref
-        raise UsageError(f"there is no {text} in {workspace.root}{_known(workspace, said)}")
+        raise UsageError(f"there is no {text} in {workspace}{_known(workspace, said)}")
     standing = names(workspace)
     if said in standing:
         ref = standing[said].ref
@@ -151,7 +151,7 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
     bases = [one for one in _manifests(workspace) if is_base(one)]
     if said == "base":
         if not bases:
-            raise UsageError(f"there is no base model in {workspace.root} yet")
+            raise UsageError(f"there is no base model in {workspace} yet")
         return _only(text, [one.ref for one in bases], "name one by its digest or its model's name")
     called = [one.ref for one in bases if one.settings.get("model") == said]
     if called:
@@ -161,8 +161,8 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
         same = holding(_manifests(workspace), path)
         if same:
             return _only(text, same, "name one by its digest")
-        raise UsageError(f"{text} is there, but no artifact of {workspace.root} has that content")
-    raise UsageError(f"{text!r} means nothing in {workspace.root}{_known(workspace, said)}")
+        raise UsageError(f"{text} is there, but no artifact of {workspace} has that content")
+    raise UsageError(f"{text!r} means nothing in {workspace}{_known(workspace, said)}")
 
 
 def holding(manifests: list[Manifest], path: Path) -> list[ArtifactRef]:

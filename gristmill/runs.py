@@ -243,7 +243,7 @@ def find(workspace: Workspace, text: str) -> Run:
         if wanted == str(run.number):
             return run
     there = f"runs {known[0].number} to {known[-1].number}" if known else "no runs"
-    raise UsageError(f"there is no run {text!r} in {workspace.root}; it has {there}")
+    raise UsageError(f"there is no run {text!r} in {workspace}; it has {there}")
 
 
 def unfinished(known: Sequence[Run]) -> list[Run]:

@@ -273,7 +273,7 @@ def taint(workspace: Workspace, text: str, reason: str = "", *, undo: bool = Fal
                 else f"{text} is {rows.lineage.named(target)}; mark a rollout, a task, a file, a table or a row as bad"
             )
         if not asked:
-            raise StoreError(f"{text} has no rollouts in any table of {workspace.root}; nothing was marked")
+            raise StoreError(f"{text} has no rollouts in any table of {workspace}; nothing was marked")
         known = {(one.what, one.key): one for one in standing(workspace)}
         if undo and not any((one.what, one.key) in known for one in asked):
             there = ", ".join(f"{one.what}:{one.key[:12]}" for one in known.values()) or "nothing"

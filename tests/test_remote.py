@@ -634,3 +634,14 @@ def test_an_upload_that_was_cut_short_is_a_note_and_nothing_is_deleted(machine: 
         assert note[0] == "note" and "no manifest, so it does not exist" in note[1]
         assert ok[1].startswith("0 artifacts in the bucket")
     assert len(list(here.bucket.entries("artifacts"))) == 2
+
+
+def test_what_is_not_there_is_said_of_the_url_and_not_of_its_mirror(machine: Machine) -> None:
+    from gristmill.names import resolve
+
+    here = machine("here")
+    put(here)
+    for name in ("champion", "base", "model-v7", "nothing"):
+        with pytest.raises(UsageError) as raised:
+            resolve(here, name)
+        assert here.location in str(raised.value) and str(here.root) not in str(raised.value)
