@@ -58,6 +58,27 @@ USUAL = [
     ),
     row(say(), input="one text", instructions=None, tools=None),
 ]
+SESSION = row(call("A"), result("A"), say(), tools=[])  # whose tools only the response records
+SESSION["response"]["tools"] = [TOOL]
+USUAL.append(SESSION)
+ODD = [
+    row(say("<think>x</think>4")),
+    row(say("a"), say("b")),
+    row(call("A"), say("and"), result("A")),
+    row(call("A"), result("A"), result("A")),
+    row(call("A"), call("A"), result("A")),
+    row(call("A"), say("a")),
+    row(call("A"), result("A", [{"type": "input_text", "text": "5"}])),
+    row(say(), input=[{"role": "user", "content": ""}]),
+    row(say(), input=[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+    row(say(), metadata={"audio_url": "x"}),
+    row(say(), previous_response_id="x"),
+    row(say() | {"generation_token_ids": [1], "prompt_token_ids": [2]}),
+    row(say() | {"refusal": "no"}),
+    row(think(), say()),
+    row(say("")),
+    row(),
+]
 
 
 def told(convert: Any, line: bytes, **settings: Any) -> Any:
@@ -80,6 +101,13 @@ def test_what_is_usual_is_not_parsed_whole(value: dict[str, Any]) -> None:
         assert plain.usual(line) is not None
         for settings in ({}, {"developer": "keep"}, {"reasoning": "inline_think"}, {"reasoning": "drop"}):
             assert_same(line, **settings)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_what_is_odd_is_left_to_the_whole_converter(value: dict[str, Any]) -> None:
+    line = json.dumps(value).encode()
+    assert plain.usual(line) is None
+    assert_same(line)
 
 
 def test_mutated_rows_become_the_same() -> None:
@@ -109,7 +137,7 @@ def test_lines_bent_byte_by_byte_become_the_same() -> None:
     "piece",
     ['"tools": [{"type": "function", "name": "add", "parameters": {"maximum": 1180591620717411303424}}]', '"tools": 0'],
 )
-@pytest.mark.parametrize("metric", ["NaN", "1"])
+@pytest.mark.parametrize("metric", ["1e999", "NaN", "1"])
 def test_numbers_that_parsers_read_differently(piece: str, metric: str) -> None:
     line = json.dumps(row(say())).replace('"tools": [', f'{piece}, "x": [').encode()
     assert piece.encode() in line
