@@ -192,8 +192,10 @@ def _answer(items: list[_Item], messages: list[dict[str, Any]], declared: frozen
         thoughts = None
         if kind == "reasoning":
             thoughts = [thought.text for thought in item.summary or () if thought.text]
-            if item.content or not thoughts:
+            if item.content:
                 raise _Unusual
+            if not thoughts:
+                continue
         if turn is None:
             if pending:
                 raise _Unusual

@@ -46,6 +46,7 @@ USUAL = [
     row(call("A"), call("B"), result("B"), result("A"), call("C", "other"), result("C"), say("日本 \u2028 \x01")),
     row(think("a", "", "b"), call("A"), result("A"), think("c"), say("d")),
     row(think("a"), say("b"), call("A")),
+    row(think(), call("A"), think(""), call("B"), result("A"), result("B"), think(), say("b")),
     row(
         say(),
         input=[
@@ -75,7 +76,7 @@ ODD = [
     row(say(), previous_response_id="x"),
     row(say() | {"generation_token_ids": [1], "prompt_token_ids": [2]}),
     row(say() | {"refusal": "no"}),
-    row(think(), say()),
+    row(think("") | {"content": [{"type": "reasoning_text", "text": "t"}]}, say()),
     row(say("")),
     row(),
 ]
