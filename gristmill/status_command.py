@@ -14,6 +14,7 @@ from rich.text import Text
 
 from gristmill.errors import RecipeError
 from gristmill.recipe import load
+from gristmill.runs import EVALUATE
 from gristmill.status import StageStatus, Status, by_turn, status
 from gristmill.words import duration, size
 from gristmill.workspace import Workspace, called
@@ -131,6 +132,8 @@ def _next(found: Status, workspace: str, arguments: list[str]) -> str:
         return "next: wait for the run, or interrupt it; what it finished is kept"
     if found.last is not None and found.last.command.startswith("prepare"):
         return "next: the same `gristmill prepare` command goes on from here" if found.owed else "nothing is owed"
+    if found.recipe is None and found.last is not None and found.last.command.startswith(EVALUATE):
+        return "nothing is owed: what ran here are evaluations; `gristmill improve RECIPE` begins a loop"
     command = shlex.join(["gristmill", *(["improve", *arguments] if arguments else ["resume"]), *place])
     if not found.owed:
         return f"nothing is owed; `{command}` would find everything cached"

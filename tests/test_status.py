@@ -51,6 +51,16 @@ def test_what_ended_is_fresh(place: Workspace) -> None:
     assert "nothing is owed" in printed(place)
 
 
+def test_an_evaluation_on_its_own_is_the_last_run_and_not_the_loop(place: Workspace, tmp_path: Path) -> None:
+    for one in (place, Workspace(tmp_path / "other")):
+        with one.locked(), recorded(one, ["evaluate", "base@0123"], recipe(seed=7)):
+            pass
+    found = status(place)
+    assert found.last is not None and found.last.command == "evaluate base@0123"
+    assert (found.compared_with, found.owed) == (1, 0) and found.stages
+    assert "`gristmill improve RECIPE` begins a loop" in printed(Workspace(tmp_path / "other"))
+
+
 def test_a_changed_setting_is_named_and_what_follows_follows(place: Workspace) -> None:
     found = status(place, recipe(**{"curate.min_reward": 0.5}))
     assert found.changed == ("curate.min_reward: 1.0 → 0.5",)
