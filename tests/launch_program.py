@@ -1,4 +1,7 @@
-"""A caller of `launch.run` to kill: python -m tests.launch_program LAUNCHER FOLDER. Prints `started` when it looks."""
+"""A caller of `launch.run` to kill: python -m tests.launch_program LAUNCHER FOLDER [ADDRESS].
+
+Prints `started` when it looks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from gristmill import launch
 from gristmill.launch.local import Local
+from gristmill.launch.ray import Ray
 from gristmill.launch.slurm import Slurm
 from gristmill.recipe import LaunchRecipe
 
@@ -28,11 +32,12 @@ def job(folder: Path) -> launch.LaunchJob:
 
 
 def launcher(name: str, recipe: LaunchRecipe) -> launch.Launcher:
-    return Quick(recipe) if name == "slurm" else Local(recipe)
+    kinds = {"slurm": Quick, "ray": Ray, "local": Local}
+    return kinds[name](recipe)
 
 
 if __name__ == "__main__":
-    recipe = LaunchRecipe(poll_seconds=0.05)
+    recipe = LaunchRecipe(poll_seconds=0.05, **({"address": sys.argv[3]} if sys.argv[3:] else {}))
     launch.run(
         launcher(sys.argv[1], recipe), job(Path(sys.argv[2])), recipe, lambda status: print("started", flush=True)
     )

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from gristmill import progress
 from gristmill.errors import RecipeError, TrainingError
 from gristmill.recipe import LaunchRecipe
 
@@ -37,6 +38,7 @@ LOG = "trainer.log"
 """What the job's processes say, in its folder; appended to by every submission."""
 
 _PATIENCE = 900.0  # seconds that a scheduler may be silent before the caller gives up
+_SILENCE = 60.0  # and before it says so
 
 
 class Phase(StrEnum):
@@ -228,15 +230,20 @@ class _Record:
 
 def _follow(launcher: Launcher, handle: Handle, interval: float, on_look: Callable[[Status], None] | None) -> Status:
     heard = time.monotonic()
+    told = False
     while True:
         try:
             status = launcher.status(handle)
-        except Unreachable:
-            if time.monotonic() - heard > _PATIENCE:
+        except Unreachable as error:
+            silent = time.monotonic() - heard
+            if silent > _PATIENCE:
                 raise
+            if silent > _SILENCE and not told:
+                progress.emit("running", note=f"{launcher.name} does not answer ({error}); its job may well be running")
+                told = True
             time.sleep(interval)
             continue
-        heard = time.monotonic()
+        heard, told = time.monotonic(), False
         if on_look:
             on_look(status)
         if status.phase in ENDED:
