@@ -882,6 +882,8 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
         result |= {"cached": table.cached, "seconds": round(seconds, 1), "report": str(report)}
         _print_json(result)
         return
+    from gristmill.words import percent
+
     lift = result["lift"]
     width = 40
     print()
@@ -892,9 +894,9 @@ def _tell(outcome: Outcome, workspace: Workspace, table: StageTable, seconds: fl
         bar = "█" * round(width * max(0.0, min(1.0, mean)))
         print(f"{name:>8}  {mean:6.3f}  {bar:<{width}}  {mark}")
     print()
-    interval = (
-        "" if lift["low"] is None else f", {lift['confidence']:.0%} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
-    )
+    interval = ""
+    if lift["low"] is not None:
+        interval = f", {percent(lift['confidence'])} interval {lift['low']:+.3f} to {lift['high']:+.3f}"
     print(f"champion − base on {lift['tasks']} held-out tasks: {lift['mean']:+.3f}{interval}")
     if result["stopped"]:
         print(f"stopped after turn {len(result['turns'])}: {result['stopped']}")

@@ -21,6 +21,7 @@ from gristmill.file_evaluation import is_files, of_files
 from gristmill.power import needed
 from gristmill.recipe import PromoteRecipe
 from gristmill.statistics import Estimate, Ratio, bootstrap_difference
+from gristmill.words import interval, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -182,9 +183,9 @@ def show(found: Compared, console: Console) -> None:
         console.print(f"[yellow]note[/]: {escape(remark)}")
     verdict = "B is better" if found.better else "A is better" if lift.high < 0 else "no difference is shown"
     console.print(
-        f"\n[bold]{verdict}[/]: {lift.mean:+.3f}, {found.confidence:.0%} interval "
-        f"{escape(_interval(lift))} over {lift.tasks} tasks"
-        + (f"; by bootstrap {escape(_ends(*found.bootstrap))}" if found.bootstrap else "")
+        f"\n[bold]{verdict}[/]: {lift.mean:+.3f}, {percent(found.confidence)} interval "
+        f"{escape(_ends(lift))} over {lift.tasks} tasks"
+        + (f"; by bootstrap {escape(interval(*found.bootstrap, '+').strip())}" if found.bootstrap else "")
     )
     if found.needed_tasks is not None:
         by_samples = (
@@ -206,10 +207,10 @@ def _table(found: Compared) -> Table:
     for name, title in (("A", found.a.name), ("B", found.b.name)):
         table.add_column(Text(f"{name}: {Path(title).name}"), justify="right", overflow="fold")
     table.add_column("B − A", justify="right")
-    table.add_column(f"{found.confidence:.0%} interval", justify="right")
+    table.add_column(f"{percent(found.confidence)} interval", justify="right")
 
-    def add(what: str, a: str, b: str, difference: str, interval: str = "") -> None:
-        table.add_row(*(Text(cell) for cell in (what, a, b, difference, interval)))
+    def add(what: str, a: str, b: str, difference: str, ends: str = "") -> None:
+        table.add_row(*(Text(cell) for cell in (what, a, b, difference, ends)))
 
     one, other, both = found.a, found.b, found.difference
     add(
@@ -217,7 +218,7 @@ def _table(found: Compared) -> Table:
         f"{one.mean_reward.mean:.3f}",
         f"{other.mean_reward.mean:.3f}",
         f"{both.lift.mean:+.3f}",
-        _interval(both.lift),
+        _ends(both.lift),
     )
     for k, difference in both.pass_at.items():
         add(
@@ -225,7 +226,7 @@ def _table(found: Compared) -> Table:
             f"{one.pass_at[k].mean:.3f}",
             f"{other.pass_at[k].mean:.3f}",
             f"{difference.mean:+.3f}",
-            _interval(difference),
+            _ends(difference),
         )
     if len(both.categories) > 1:
         for category in both.categories:
@@ -235,7 +236,7 @@ def _table(found: Compared) -> Table:
                 f"{before:.3f}",
                 f"{after:.3f}",
                 f"{category.estimate.mean:+.3f}",
-                _interval(category.estimate),
+                _ends(category.estimate),
             )
     for what, a, b, ratio in (
         ("characters", one.chars, other.chars, both.chars),
@@ -265,12 +266,8 @@ def _ratio_ends(ratio: Ratio | None) -> str:
     return "" if ratio is None or ratio.low is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None or estimate.high is None else _ends(estimate.low, estimate.high)
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{low:+.3f}, {high:+.3f}]"
+def _ends(estimate: Estimate) -> str:
+    return interval(estimate.low, estimate.high, "+").strip()
 
 
 def run(

@@ -19,6 +19,7 @@ from gristmill.run_diff import RunDiff, Turned, diff_runs
 from gristmill.runs import find
 from gristmill.selection import RULES
 from gristmill.statistics import Estimate
+from gristmill.words import interval
 from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _print_runs(found: RunDiff, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for title in ("", f"run {found.a.run}", f"run {found.b.run}"):
         table.add_column(title, no_wrap=True)
-    table.add_row("base, mean reward", _interval(found.a.base), _interval(found.b.base))
+    table.add_row("base, mean reward", _scored(found.a.base), _scored(found.b.base))
     for turn in sorted(found.a.turns.keys() | found.b.turns.keys()):
         one, two = found.a.turns.get(turn, Turned()), found.b.turns.get(turn, Turned())
         table.add_row(Text(f"turn {turn}" if turn else "prepare", "bold"))
@@ -144,8 +145,8 @@ def _print_runs(found: RunDiff, console: Console) -> None:
                 for reason in sorted(one.dropped.keys() | two.dropped.keys())
             ),
             ("examples", one.examples, two.examples),
-            ("mean reward", _interval(one.mean_reward), _interval(two.mean_reward)),
-            ("lift over champion", _interval(one.lift, sign="+"), _interval(two.lift, sign="+")),
+            ("mean reward", _scored(one.mean_reward), _scored(two.mean_reward)),
+            ("lift over champion", _scored(one.lift, sign="+"), _scored(two.lift, sign="+")),
             ("gate", one.verdict, two.verdict),
             ("checkpoint", one.checkpoint, two.checkpoint),
         ):
@@ -155,11 +156,10 @@ def _print_runs(found: RunDiff, console: Console) -> None:
     console.print(table)
 
 
-def _interval(estimate: Estimate | None, sign: str = "") -> str | None:
+def _scored(estimate: Estimate | None, sign: str = "") -> str | None:
     if estimate is None:
         return None
-    words = f"{estimate.mean:{sign}.3f}"
-    return words if estimate.low is None else f"{words} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    return f"{estimate.mean:{sign}.3f}{interval(estimate.low, estimate.high, sign)}"
 
 
 def _cell(value: Any) -> str:

@@ -31,6 +31,7 @@ from gristmill.promotion import Decision, read_decision
 from gristmill.statistics import Estimate
 from gristmill.tracing import tainted, trace
 from gristmill.versions import is_base
+from gristmill.words import interval
 from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -486,13 +487,11 @@ def _public_text(text: str) -> str:
 
 
 def _plain(one: Estimate) -> str:
-    interval = "" if one.low is None or one.high is None else f" [{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.mean:.3f}{interval}"
+    return f"{one.mean:.3f}{interval(one.low, one.high)}"
 
 
 def _signed(one: Estimate) -> str:
-    interval = "" if one.low is None or one.high is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-    return f"{one.mean:+.3f}{interval}"
+    return f"{one.mean:+.3f}{interval(one.low, one.high, '+')}"
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from gristmill.errors import RecipeError
 from gristmill.recipe import load
 from gristmill.runs import EVALUATE
 from gristmill.status import StageStatus, Status, by_turn, status
-from gristmill.words import duration, size
+from gristmill.words import duration, interval, size
 from gristmill.workspace import Workspace, called
 
 _MARKS = {
@@ -78,9 +78,8 @@ def _print(found: Status, workspace: str, arguments: list[str], console: Console
     say("")
     if found.champion:
         held = found.champion
-        interval = "" if held.low is None or held.high is None else f" [{held.low:+.3f}, {held.high:+.3f}]"
         where = f"{held.recipe} turn {held.turn}, since {held.since}"
-        say(f"champion: {held.checkpoint}, {where}, lift {held.lift:+.3f}{interval}")
+        say(f"champion: {held.checkpoint}, {where}, lift {held.lift:+.3f}{interval(held.low, held.high, '+')}")
     else:
         say("champion: none yet")
     sizes = sorted(found.disk.items(), key=lambda one: (-one[1], one[0]))

@@ -1,4 +1,4 @@
-"""How counts, times and sizes are said to people, the same everywhere."""
+"""How counts, times, sizes and intervals are said to people, the same everywhere."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def size(count: float) -> str:
 def percent(confidence: float) -> str:
     """`95%`, `97.5%`, `99.95%`: without digits that say nothing."""
     return f"{confidence * 100:.4g}%"
+
+
+def interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """` [0.251, 0.429]`, to stand behind a number; nothing where there is none. `sign` is `+` for differences."""
+    return "" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -36,6 +36,7 @@ from gristmill.statistics import Estimate
 from gristmill.store import Store
 from gristmill.table import parts, read_raw
 from gristmill.tracing import trace
+from gristmill.words import percent
 from gristmill.workspace import Workspace
 
 _SAMPLES = 2  # of low, middle and high reward each
@@ -164,7 +165,7 @@ def gate(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
             "promoted" if decision.promoted else "rejected",
         ),
     ]
-    drawn = charts.curve(points, title="Champion and challenger", interval=f"{decision.confidence:.0%} interval")
+    drawn = charts.curve(points, title="Champion and challenger", interval=f"{percent(decision.confidence)} interval")
     text.append(picture.markdown(drawn, "Champion and challenger"))
     create_markdown_artifact("\n\n".join(text), key="gate", description=f"Turn {turn}, {ref}")
     create_markdown_artifact(lineage(Workspace.current(), ref), key="lineage", description=f"What {ref} rests on")
@@ -192,7 +193,9 @@ def report(store: Store, ref: ArtifactRef, stage: str, turn: str) -> None:
     """What the run proved, the curve of its turns, and where the page is."""
     made = Summary.model_validate(store.read_json(ref, "summary.json"))
     lift = made.lift
-    interval = f", {lift.confidence:.0%} interval {lift.low:+.3f} to {lift.high:+.3f}" if lift.low is not None else ""
+    interval = ""
+    if lift.low is not None:
+        interval = f", {percent(lift.confidence)} interval {lift.low:+.3f} to {lift.high:+.3f}"
     rows = [("base", f"{made.base.mean:.3f}", "", "")]
     rows += [(f"turn {t.turn}", f"{t.mean_reward:.3f}", str(t.verdict), f"{t.examples:,}") for t in made.turns]
     measured = [read_evaluation(store, one).estimate for one in store.manifest(ref).parents if one.kind == "evaluation"]
