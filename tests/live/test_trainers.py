@@ -20,6 +20,7 @@ import pytest
 from gristmill import smollm, targets, trainer
 from gristmill.example import Example, Method, Preference, Sft
 from gristmill.recipe import TrainRecipe, build
+from gristmill.smoke import smoke
 from gristmill.trainer import TrainJob
 from gristmill.trainers.framework import Framework
 from tests import conversations as talk
@@ -133,6 +134,7 @@ def test_a_framework_trains_to_a_model_of_ours(
     assert [step[:2] for step in steps] == [(number, 6) for number in range(1, 7)]
     assert trained.steps == 6 and len(trained.losses) == 6 and trained.losses[-1] < trained.losses[0]
     assert trained.details["version"]
+    assert not smoke(job.output, base, method, trained.losses, job.data).errors
     names = changed(base, job.output)
     assert names and (not lora or all("q_proj" in name or "v_proj" in name for name in names))
     assert (job.output / "adapter").is_dir() == lora
