@@ -1,4 +1,4 @@
-"""The Ray launcher against a stand-in for the Jobs API that runs entrypoints as Ray does: by a shell in its own session.
+"""The Ray launcher against a stand-in for the Jobs API that runs entrypoints as Ray does: by a shell of its own.
 
 What a healthy cluster does not do on demand: answers that are lost, a head that is not ready, or that forgot. Ray
 itself is in tests/live/test_ray_jobs.py.
