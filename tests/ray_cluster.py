@@ -18,6 +18,7 @@ import psutil
 
 _STORE = 150_000_000  # bytes of each node's object store
 _START = 180.0  # seconds
+_TRIES = 3
 
 
 class Cluster:
@@ -44,6 +45,15 @@ class Cluster:
         return self._start([f"--address={self.address}"], cpus, under)
 
     def _start(self, options: list[str], cpus: int, under: Sequence[str]) -> subprocess.Popen:
+        said = ""
+        for _ in range(_TRIES):  # on a busy machine Ray gives up after half a minute
+            node, said = self._try(options, cpus, under)
+            if node is not None:
+                self.nodes.append(node)
+                return node
+        raise RuntimeError(f"no Ray here:\n{said}")
+
+    def _try(self, options: list[str], cpus: int, under: Sequence[str]) -> tuple[subprocess.Popen | None, str]:
         ray = str(Path(sys.executable).with_name("ray"))
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as out:
@@ -55,13 +65,14 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.nodes.append(node)
         deadline = time.monotonic() + _START
         while "Ray runtime started" not in log.read_text():
             if node.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no Ray here:\n{log.read_text()}")
+                if node.poll() is None:
+                    self.kill(node)
+                return None, log.read_text()
             time.sleep(0.2)
-        return node
+        return node, ""
 
     def shards(self, node: subprocess.Popen) -> list[psutil.Process]:
         """The node's processes that run a shard now."""
