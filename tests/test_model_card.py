@@ -17,8 +17,9 @@ from gristmill.artifact import ArtifactRef
 from gristmill.champions import roll_back
 from gristmill.cli import app
 from gristmill.errors import UsageError
-from gristmill.model_card import _public_text, export
+from gristmill.model_export import export
 from gristmill.recipe import build
+from gristmill.redaction import public_text
 from gristmill.tracing import taint
 from tests.lineages import Filled, filled
 
@@ -99,7 +100,7 @@ def test_the_recipe_loads_again_and_names_no_path(made: Filled, tmp_path: Path) 
     ],
 )
 def test_what_is_public(text: str, public: str) -> None:
-    assert _public_text(text) == public
+    assert public_text(text) == public
 
 
 def test_nothing_is_overwritten(made: Filled, tmp_path: Path) -> None:

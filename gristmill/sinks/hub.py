@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from gristmill.artifact import MANIFEST, ArtifactRef
-from gristmill.model_card import export
+from gristmill.model_export import export
 from gristmill.recipe import HubSinkRecipe
 from gristmill.sinks.events import Event, Promoted, RolledBack
 from gristmill.versions import is_base
