@@ -83,11 +83,16 @@ def nothing_left(store: Store, tasks: ArtifactRef) -> str | None:
 
 
 def _rollouts(recipe: Recipe) -> int | None:
-    """Of a turn, as the recipe asks for them; None where the task files decide."""
+    """Of a turn at most, as the recipe asks for them; None where the task files decide.
+
+    A gate that may look twice is counted with its second look, of challenger and champion.
+    """
     tasks, heldout = recipe.environment.tasks, recipe.environment.heldout
     if tasks is None or heldout is None:
         return None
-    return tasks * recipe.collect.samples + heldout * recipe.evaluate.samples
+    once = recipe.evaluate.samples
+    again = recipe.promote.samples_in_all(once) - once if recipe.promote.on_inconclusive == "collect_more" else 0
+    return tasks * recipe.collect.samples + heldout * (once + 2 * again)
 
 
 def _count(value: float) -> str:

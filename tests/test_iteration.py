@@ -136,6 +136,10 @@ def test_budgets_are_not_knowingly_exceeded() -> None:
     assert stop(of(*sizes, "stop.rollouts=59"), [], Spent(), before) == (
         "20 rollouts are spent and another turn takes about 40, of a budget of 59 (stop.rollouts)"
     )
+    # A gate that may look twice, at 6 samples instead of 4, may take 2 × 5 × 2 more.
+    twice = [*sizes, "promote.on_inconclusive=collect_more", "promote.most_samples=6"]
+    assert stop(of(*twice, "stop.rollouts=80"), [], Spent(), before) is None
+    assert stop(of(*twice, "stop.rollouts=79"), [], Spent(), before) is not None
 
 
 # ---- the loop
