@@ -1,7 +1,7 @@
 """Frameworks train for real, on a CPU, as far as they can; their own parsers read the launch files of the others.
 
 LLaMA-Factory and Axolotl train from start to end. verl needs NCCL and OpenRLHF flash-attn, so that of them what reads
-the configuration runs: hydra, argparse. NeMo RL cannot be installed from packages. Each has an environment of its own
+the configuration runs: hydra with its classes, argparse. NeMo RL cannot be installed from packages. Each has an environment of its own
 (tests/live/test_frameworks.py), to which this adds what training needs beyond reading data.
 """
 
@@ -196,7 +196,12 @@ import sys
 from hydra import compose, initialize_config_module
 with initialize_config_module("verl.trainer.config", version_base=None):
     config = compose("sft_trainer_engine", sys.argv[1:])
-print(config.trainer.save_freq, config.data.train_batch_size, config.checkpoint.save_contents, config.optim.lr)
+# Into its own classes, as its trainer does first: they check values, and read the model's configuration.
+from verl.utils.config import omega_conf_to_dataclass
+parts = ("model", "engine", "optim", "checkpoint", "profiler")
+model, engine, optim, checkpoint, _ = (omega_conf_to_dataclass(config[part]) for part in parts)
+print(config.trainer.save_freq, config.data.train_batch_size, checkpoint.save_contents, optim.lr, model.lora_rank)
+print(model.hf_config.model_type, engine.strategy)
 """
 
 
@@ -226,7 +231,7 @@ def test_verls_hydra_composes_the_launch_files(tmp_path: Path, base: Path) -> No
     overrides = words_of(job, "verl.trainer.sft_trainer")
     ran = subprocess.run([python, "-c", COMPOSE, *overrides], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == "2 4 ['model', 'optimizer', 'extra'] 0.01\n"
+    assert ran.stdout == "2 4 ['model', 'optimizer', 'extra'] 0.01 16\nllama fsdp\n"
 
 
 PARSE = """
