@@ -1,8 +1,8 @@
 """Frameworks train for real, on a CPU, as far as they can; their own parsers read the launch files of the others.
 
 LLaMA-Factory and Axolotl train from start to end. verl needs NCCL and OpenRLHF flash-attn, so that of them what reads
-the configuration runs: hydra with its classes, argparse. NeMo RL cannot be installed from packages. Each has an environment of its own
-(tests/live/test_frameworks.py), to which this adds what training needs beyond reading data.
+the configuration runs: hydra with its classes, argparse. NeMo RL cannot be installed from packages. Each has an
+environment of its own (tests/live/test_frameworks.py), to which this adds what training needs beyond reading data.
 """
 
 from __future__ import annotations
