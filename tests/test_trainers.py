@@ -22,7 +22,7 @@ from gristmill.example import Method
 from gristmill.launch import LOG
 from gristmill.recipe import TrainRecipe, build
 from gristmill.trainer import TrainJob
-from gristmill.trainers.framework import Framework, dotted
+from gristmill.trainers.framework import WHOLE_CHECKPOINTS, Framework, dotted
 from gristmill.trainers.progress import EpochLines, JsonLines, LogLines, Step, Tail
 from tests import conversations as talk
 
@@ -164,6 +164,7 @@ if sys.argv[1] == "train":
     made = Path(config["output_dir"])
     done = len(list(made.glob("checkpoint-*")))
     (made / f"checkpoint-{done + 1}").mkdir(parents=True)
+    (made / f"checkpoint-{done + 1}" / "trainer_state.json").write_text(json.dumps({"step": done}, indent=2) + "\\n")
     if (here / "fail").exists():
         print((here / "fail").read_text(), file=sys.stderr)
         sys.exit(1)
@@ -346,3 +347,16 @@ def test_a_growing_file_gives_each_whole_line_once(tmp_path: Path) -> None:
     assert list(tail.lines()) == ["three"]
     path.write_bytes(b"anew\n")
     assert list(tail.lines()) == ["anew"]
+
+
+def test_checkpoints_that_a_kill_cut_short_are_not_resumed_from(tmp_path: Path) -> None:
+    (tmp_path / "launch").mkdir()
+    made = tmp_path / "run" / "output"
+    for name, state in (("2", '{\n  "epoch": 1\n}\n'), ("4", '{\n  "log": {\n  }\n'), ("6", ""), ("8", None)):
+        (made / f"checkpoint-{name}").mkdir(parents=True)
+        if state is not None:
+            (made / f"checkpoint-{name}" / "trainer_state.json").write_text(state)
+    script = f"set -eo pipefail\n{WHOLE_CHECKPOINTS}\n{WHOLE_CHECKPOINTS.replace('output', 'nothing')}\necho on"
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path / "launch", capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("on\n", "")
+    assert [path.name for path in made.iterdir()] == ["checkpoint-2"]

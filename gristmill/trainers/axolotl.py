@@ -12,7 +12,7 @@ import yaml
 
 from gristmill.example import Method
 from gristmill.trainer import TrainJob
-from gristmill.trainers.framework import Framework, Plan, on_cpu, overlay, rendezvous
+from gristmill.trainers.framework import WHOLE_CHECKPOINTS, Framework, Plan, on_cpu, overlay, rendezvous
 from gristmill.trainers.progress import LogLines
 from gristmill.trl.rows import Share
 
@@ -56,9 +56,10 @@ class Axolotl(Framework):
         overlay(config, values | options)
 
         words = [self.command, "train", config.name]
-        train: tuple[str, ...] = (self._prefixed(settings, words),)
+        train: tuple[str, ...] = (WHOLE_CHECKPOINTS, self._prefixed(settings, words))
         if share.processes > 1:
             train = (
+                WHOLE_CHECKPOINTS,
                 f"{self._prefixed(settings, [*words, '--launcher', 'torchrun'])} -- {rendezvous(settings, share)}",
             )
         reader = LogLines(

@@ -354,6 +354,14 @@ def rendezvous(settings: TrainRecipe, share: rows.Share) -> str:
     )
 
 
+WHOLE_CHECKPOINTS = (
+    'for each in ../run/output/checkpoint-*; do tail -n 1 "$each/trainer_state.json" 2>/dev/null | grep -qx "}" || '
+    'rm -rf "$each"; done'
+)
+"""Shell line: removes checkpoints of transformers' Trainer that a kill cut short, from which no resuming works. The
+state is what it writes last. A line of the script, so that it also runs where a cluster starts the job again."""
+
+
 def overlay(path: Path, values: dict[str, Any]) -> None:
     """Replace top-level fields of a rendered YAML file; None takes one out. What is not there goes to the end."""
     found = yaml.safe_load(path.read_text(encoding="utf-8")) | values

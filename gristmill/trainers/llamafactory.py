@@ -14,7 +14,7 @@ import yaml
 
 from gristmill.example import Method
 from gristmill.trainer import TrainJob
-from gristmill.trainers.framework import Framework, Plan, on_cpu, overlay
+from gristmill.trainers.framework import WHOLE_CHECKPOINTS, Framework, Plan, on_cpu, overlay
 from gristmill.trainers.progress import JsonLines
 from gristmill.trl.rows import Share
 
@@ -81,7 +81,7 @@ class LlamaFactory(Framework):
 
         merged = yaml.safe_load(config.read_text(encoding="utf-8"))
         lora = merged["finetuning_type"] == "lora"
-        train = [self._prefixed(settings, [self.command, "train", config.name])]
+        train = [WHOLE_CHECKPOINTS, self._prefixed(settings, [self.command, "train", config.name])]
         if share.processes > 1:
             nodes = settings.launch.nodes
             train = [line.format(nodes=nodes, each=share.processes // nodes) for line in _TOGETHER] + train
