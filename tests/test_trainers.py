@@ -294,9 +294,18 @@ PRINTED: list[tuple[Any, list[str], list[Step]]] = [
             "Loading weights: 100%|██████████| 20/20 [00:00<00:00, 18927.36it/s]",
             " 17%|█▋        | 1/6 [00:00<00:02,  1.80it/s]",
             "{'loss': '5.607', 'grad_norm': '2.263', 'learning_rate': '0.0002'}",
+            " 17%|█▋        | 1/6 [00:00<00:02,  1.80it/s]",
+            "{'loss': '5.5', 'grad_norm': '2.263', 'learning_rate': '0.0002'}",
+            "{'loss': '5.4', 'grad_norm': '2.263', 'learning_rate': '0.0002'}",
+            " 67%|██████▋   | 4/6 [00:00<00:02,  1.80it/s]",
+            "{'loss': '5.3', 'grad_norm': '2.263', 'learning_rate': '0.0002'}",
+            "  0%|          | 0/6 [00:00<?, ?it/s]",
+            " 50%|█████     | 3/6 [00:00<00:02,  1.80it/s]",
+            "{'loss': '5.35', 'grad_norm': '2.263', 'learning_rate': '0.0002'}",
             "{'train_runtime': '3.436', 'train_loss': '5.591'}",
         ],
-        [Step(1, 6, 5.607)],
+        # drawn too seldom, then killed and resumed
+        [Step(1, 6, 5.607), Step(2, 6, 5.5), Step(3, 6, 5.4), Step(4, 6, 5.3), Step(3, 6, 5.35)],
     ),
     (
         EpochLines(

@@ -49,13 +49,14 @@ class JsonLines:
 class LogLines:
     """Log lines, by regular expressions with the groups `step`, `of` and `loss`, together or apart.
 
-    A step is complete when a line with a loss was seen; its number and total may have come before. Where no line has
-    the number, losses are counted.
+    A step is complete when a line with a loss was seen; its number and total may have come before. A progress bar that
+    is drawn less often than steps are taken lags behind: a loss that comes with no new number is the next step's.
     """
 
     def __init__(self, *patterns: str) -> None:
         self.patterns = [re.compile(pattern) for pattern in patterns]
         self.number = self.of = 0
+        self.last = 0  # number of the last step that was complete
 
     def __call__(self, line: str) -> Step | None:
         step = None
@@ -63,9 +64,13 @@ class LogLines:
             for match in pattern.finditer(line):
                 found = match.groupdict()
                 self.of = int(found.get("of") or self.of)
-                self.number = int(found.get("step") or self.number)
+                if number := found.get("step"):
+                    if int(number) < self.number:  # begun anew
+                        self.last = 0
+                    self.number = int(number)
                 if loss := found.get("loss"):
-                    step = Step(self.number, self.of, float(loss))
+                    self.last = self.number if number or self.number > self.last else self.last + 1
+                    step = Step(self.last, self.of, float(loss))
         return step
 
 
