@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import socket
 import time
 from collections.abc import Iterator
@@ -98,11 +97,18 @@ def _require_answer(address: str | None) -> None:
         ) from error
 
 
+class _Parcel:
+    """Something that Prefect must not look into, as it does into whatever is a collection."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
 @task(name="shard", cache_policy=NO_CACHE, persist_result=False)
-def shard(work: bytes) -> bytes:
-    """A pickled (function, job) in, a pickled result out: Prefect would look into anything but bytes."""
-    function, job = pickle.loads(work)
-    return pickle.dumps(resolve(function)(job))
+def shard(work: _Parcel) -> _Parcel:
+    """A function's name and a job in, the result out."""
+    function, job = work.content
+    return _Parcel(resolve(function)(job))
 
 
 class _Ray:
@@ -129,21 +135,21 @@ class _Ray:
         if generates and self.recipe.gpus:
             asked["num_gpus"] = self.recipe.gpus
         with remote_options(**asked):
-            future = self.runner.submit(shard, {"work": pickle.dumps((function, job))})
+            future = self.runner.submit(shard, {"work": _Parcel((function, job))})
         return _Shard(future, function)
 
 
 class _Shard(NamedTuple):
     """A shard that was submitted."""
 
-    future: PrefectRayFuture[bytes]
+    future: PrefectRayFuture[_Parcel]
     function: str
 
     def result(self) -> Any:
         import ray
 
         try:
-            return pickle.loads(self.future.result())
+            return self.future.result().content
         except ray.exceptions.RayTaskError as error:
             raise EngineError(
                 f"a node of the Ray cluster cannot run a shard ({str(error.cause).splitlines()[0]}); install the same "
