@@ -118,20 +118,24 @@ class _Ray:
         self.runner = runner
         self.recipe = recipe
         self._looked = float("-inf")
-        self._width = 1
+        self._sizes = [1]
 
     @property
     def width(self) -> int:
+        return sum(self._processors())
+
+    def _processors(self) -> list[int]:
+        """Of each node; clusters grow and shrink, and asking takes a moment."""
         if time.monotonic() - self._looked > _LOOK:
-            self._width = max(1, sum(map(_processors, _nodes())))
+            self._sizes = [_processors(node) for node in _nodes()] or [1]
             self._looked = time.monotonic()
-        return self._width
+        return self._sizes
 
     def submit(self, function: str, job: Any, *, threads: int = 1, generates: bool = False) -> Running:
         from prefect_ray.context import remote_options
 
         # a shard that asked for more than the largest node has would wait for ever
-        asked: dict[str, Any] = {"num_cpus": min(threads, max(map(_processors, _nodes()), default=1))}
+        asked: dict[str, Any] = {"num_cpus": min(threads, max(self._processors()))}
         if generates and self.recipe.gpus:
             asked["num_gpus"] = self.recipe.gpus
         with remote_options(**asked):
@@ -152,8 +156,8 @@ class _Shard(NamedTuple):
             return self.future.result().content
         except ray.exceptions.RayTaskError as error:
             raise EngineError(
-                f"a node of the Ray cluster cannot run a shard ({str(error.cause).splitlines()[0]}); install the same "
-                f"Gristmill ({version('gristmill')}), with its extras, on all nodes"
+                f"a node of the Ray cluster cannot run a shard ({_said(error)}); install the same Gristmill "
+                f"({version('gristmill')}), with its extras, on all nodes"
             ) from error
         except ray.exceptions.RayError as error:
             raise GristmillError(
@@ -165,6 +169,12 @@ class _Shard(NamedTuple):
         import ray
 
         ray.cancel(self.future.wrapped_future, force=True)
+
+
+def _said(error: Exception) -> str:
+    """The first line of what went wrong there."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -207,8 +217,7 @@ def _require_same(workspace: Workspace) -> None:
             try:
                 theirs, sees = ray.get(reference)
             except ray.exceptions.RayError as error:
-                said = str(getattr(error, "cause", error)).strip().splitlines()[0]
-                raise EngineError(f"node {address} of the Ray cluster cannot run Gristmill: {said}") from error
+                raise EngineError(f"node {address} of the Ray cluster cannot run Gristmill: {_said(error)}") from error
             if theirs != ours:
                 raise EngineError(
                     f"node {address} of the Ray cluster has Gristmill {theirs}, and this is {ours}; install the same "
