@@ -327,6 +327,33 @@ def ours_format(file: Path, folder: Path) -> Any:
     return write_dataset(folder / SELECTION, [parts(folder / "table")], counts, recipe, out)["examples"]
 
 
+def ours_core(file: Path, folder: Path) -> Any:
+    """What one core formats: the same from rows that stay in their file, in this process alone, after `prepare`.
+
+    Returns MB of chosen rows per second of CPU, without what it takes to load the libraries.
+    """
+    import pyarrow.parquet as pq
+
+    import gristmill.dataset.writer  # noqa: F401
+    from gristmill.curate import SELECTION
+    from gristmill.dataset import write_dataset
+    from gristmill.recipe import FormatRecipe
+    from gristmill.table import parts
+
+    work, out = folder / "work", folder / "core"
+    out.mkdir()
+    counts = {"rows_read": 0, "rows_kept": 0, "dropped": {}}
+    table = parts(work / "table")
+    chosen = pq.ParquetFile(work / SELECTION).read(columns=["at_file", "at_row", "reason"]).to_pylist()
+    sizes = [pq.ParquetFile(part).read(columns=["row_bytes"])["row_bytes"].to_pylist() for part in table]
+    size = sum(sizes[row["at_file"]][row["at_row"]] for row in chosen if row["reason"] is None)
+    loaded = time.process_time()
+    recipe = FormatRecipe(target="trl-jsonl")
+    rows = write_dataset(work / SELECTION, [table], counts, recipe, out, workers=1)["examples"]
+    spent = time.process_time() - loaded
+    return f"{rows} rows of {size / 1e6:.0f} MB: {size / 1e6 / spent:.0f} MB per second of CPU"
+
+
 def _select(folder: Path) -> dict[str, Any]:
     from gristmill.curate import curate
     from gristmill.table import parts
@@ -354,6 +381,7 @@ WAYS: dict[str, tuple[str, Callable[[Path, Path], Any], str | None]] = {
     "command": ("gristmill prepare, with its checks → SFT", ours_command, None),
     "ingest": ("gristmill: ingest into a table of its own", ours_ingest, None),
     "select": ("gristmill: select from the table", ours_select, None),
+    "core": ("gristmill: the same on one core, after prepare", ours_core, None),
     "format": ("gristmill: format what is selected → SFT", ours_format, None),
 }
 

@@ -51,8 +51,8 @@ class Chosen(NamedTuple):
     """Why it cannot be used, found here; null if it can."""
     label: bool
     """kto: desirable."""
-    metrics: dict[str, float]
-    """Those that the recipe names."""
+    metrics: dict[str, float] | None
+    """Those that the recipe names, where it names some."""
     fields: str | None
     """rl: task fields of the materialized inputs, as JSON."""
     group: int
@@ -191,15 +191,17 @@ def _create_chosen(db: duckdb.DuckDBPyConnection, recipe: FormatRecipe, seed: in
 def _rows(db: duckdb.DuckDBPyConnection, grouped: bool, starts: list[int], limit: str) -> Iterator[Chosen]:
     cursor = db.execute(
         f"""
-        SELECT at_table, at_file, at_row, rollout_id, task_key, reward, environment, source, line, answer_key,
-            answer_chars, row_bytes, place < '{limit}', reason, label = 1, metrics, fields, unit
+        SELECT {starts}[at_table + 1] + at_file, at_row, rollout_id, task_key, reward, environment, source, line,
+            answer_key, answer_chars, row_bytes, place < '{limit}', reason, label = 1, metrics, fields, unit
         FROM chosen ORDER BY unit, nth
         """
     )
     while batch := cursor.fetchmany(_FETCH):
-        for table, file, row, *rest, metrics, fields, unit in batch:
-            held = {name: value for name, value in metrics.items() if value is not None} if metrics else {}
-            yield Chosen._make((starts[table] + file, row, *rest, held, fields, unit))
+        for row in map(Chosen._make, batch):
+            if row.metrics:
+                yield row._replace(metrics={name: v for name, v in row.metrics.items() if v is not None})
+            else:
+                yield row
 
 
 def _shards(rows: Iterator[Chosen]) -> Iterator[Shard]:

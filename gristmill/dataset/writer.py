@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self, cast
@@ -138,7 +138,7 @@ class _Writer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.recipe = job.recipe
-        self.target = targets.get(job.recipe.target)
+        self.target = _target(job.recipe.target)
         self.counting: Counting | None = counting(job.recipe.tokenizer) if job.recipe.tokenizer else None
         self.convert = partial(
             plain.convert,
@@ -258,7 +258,7 @@ class _Writer:
                 one.answer_key,
                 one.answer_chars,
                 task.failed.get(position) or (DropReason(one.reason) if one.reason else None),
-                one.metrics,
+                one.metrics or {},
             )
             for position, one in enumerate(task.rollouts)
         ]
@@ -418,6 +418,12 @@ class _Writer:
         if quality is not None:
             told["quality"] = quality
         return told
+
+
+@cache
+def _target(name: str) -> targets.Target:
+    """The target, looked up once a process: that goes through all that is installed."""
+    return targets.get(name)
 
 
 def _firsts(units: Sequence[list[Chosen]]) -> list[int]:

@@ -193,7 +193,7 @@ def _append(piece: Path, whole: Path) -> None:
         piece.rename(whole)
         return
     with piece.open("rb") as source, whole.open("ab") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
+        shutil.copyfileobj(source, sink, 1 << 18)  # a block that stays in the processor's cache
     piece.unlink()
 
 
