@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from gristmill import arithmetic, smollm, trainer
+from gristmill.cache import default_cache
 from gristmill.generate import batches, generate
 from gristmill.policy import Policy, load
 from gristmill.recipe import TrainRecipe
@@ -34,7 +35,7 @@ Scored = list[list[tuple[str, float]]]
 
 def main() -> None:
     options = _options()
-    base = smollm.materialise(smollm.default_cache())
+    base = smollm.materialise(default_cache())
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             learn(base, Path(folder), seed, options)

@@ -1,7 +1,9 @@
 """The embedded Prefect server: started for a run when no API is configured, quick, quiet, and never left behind.
 
 It keeps its database in memory (a file costs a second or more a flow in lock retries), sends no analytics, and
-ends with the process that started it, even by SIGKILL. Run state that outlives the run is in the workspace.
+ends with the process that started it, even by SIGKILL. Run state that outlives the run is in the workspace. The
+database of a server that has just started, which takes Prefect's hundred migrations half of its start to make, is
+kept in the cache folder for the next one of that version.
 `configure` must run before Prefect is imported, because Prefect reads its settings then.
 """
 
@@ -9,20 +11,25 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
+from gristmill.cache import default_cache
 from gristmill.errors import EngineError
 
-_DATABASE = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
+_MEMORY = "file::memory:?cache=shared"  # one database a process, while a connection to it is open
+_DATABASE = f"sqlite+aiosqlite:///{_MEMORY}&uri=true&check_same_thread=false"
 _START_TIMEOUT = 120.0  # seconds; a cold import on a busy machine takes 30
 _PARENT_POLL = 0.5  # seconds
 
@@ -164,9 +171,49 @@ def _serve(port: int, parent: int) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+    kept = fresh_database()
+    held = sqlite3.connect(_MEMORY, uri=True, check_same_thread=False)
+    restored = _restore(kept, held)
     import uvicorn
 
-    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if not restored:
+                _keep(held, kept)
+
+    app = "prefect.server.api.server:create_app"
+    Server(uvicorn.Config(app, factory=True, host="127.0.0.1", port=port, log_level="error")).run()
+
+
+def fresh_database() -> Path:
+    """Where the database of a server that has just started is kept, for this version of Prefect."""
+    return default_cache() / f"prefect-{version('prefect')}.sqlite3"
+
+
+def _restore(kept: Path, held: sqlite3.Connection) -> bool:
+    """Whether the database now is what was kept; if that is absent or damaged, it is empty as it was."""
+    try:
+        with closing(sqlite3.connect(f"{kept.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            if file.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+                return False
+            if not file.execute("SELECT version_num FROM alembic_version").fetchall():
+                return False
+            file.backup(held)
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _keep(held: sqlite3.Connection, kept: Path) -> None:
+    """Keep the database, whole or not at all; without it the next start is slower, no more."""
+    with suppress(OSError, sqlite3.Error):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".prefect-") as folder:
+            made = Path(folder) / kept.name
+            with closing(sqlite3.connect(made)) as file:
+                held.backup(file)
+            made.replace(kept)
 
 
 if __name__ == "__main__":

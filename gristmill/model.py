@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gristmill.artifact import ArtifactRef
+from gristmill.cache import default_cache
 from gristmill.errors import RecipeError, StoreError
 from gristmill.identity import digest, file_digest
 from gristmill.store import Store
@@ -72,9 +73,9 @@ def locate(model: str, progress: Progress | None = None) -> Path:
     from gristmill import smollm
 
     if model == smollm.NAME:
-        return smollm.materialise(smollm.default_cache(), progress)
+        return smollm.materialise(default_cache(), progress)
     if model == smollm.NAME_TINY:
-        return smollm.tiny(smollm.default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
+        return smollm.tiny(default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
     return Path(model).expanduser()
 
 

@@ -67,14 +67,6 @@ class Vocabulary(NamedTuple):
     template: str
 
 
-def default_cache() -> Path:
-    """Where conversions live: `GRISTMILL_CACHE`, else `XDG_CACHE_HOME`/gristmill, else ~/.cache/gristmill."""
-    if own := os.environ.get("GRISTMILL_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gristmill"
-
-
 def identity() -> str:
     """What the embedded model is: hex sha256 over the GGUF's content and the converter's version.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from flows.server import configured_api, prefect_api
+from flows.server import EmbeddedServer, configured_api, fresh_database, prefect_api
 from gristmill.errors import EngineError
 
 
@@ -56,3 +61,34 @@ def test_a_killed_run_takes_its_server_with_it(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail("the server outlived its parent by ten seconds")
+
+
+def test_a_fresh_database_is_made_once_and_again_when_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a start does not use what the one before kept, or is stopped by what it cannot use."""
+    monkeypatch.setenv("GRISTMILL_CACHE", str(tmp_path / "cache"))
+    kept = fresh_database()
+
+    def variable() -> str | None:
+        server = EmbeddedServer(tmp_path)
+        try:
+            server.wait()
+            with urllib.request.urlopen(f"{server.url}/variables/name/mark") as answer:
+                return str(json.load(answer)["value"])
+        except urllib.error.HTTPError as error:
+            assert error.code == 404
+            return None
+        finally:
+            server.stop()
+
+    assert variable() is None
+    with closing(sqlite3.connect(kept)) as file, file:
+        file.execute("INSERT INTO variable (id, name, value) VALUES (?, 'mark', '\"here\"')", [str(uuid4())])
+    assert variable() == "here"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert variable() is None
+    with closing(sqlite3.connect(kept)) as file:
+        assert file.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]

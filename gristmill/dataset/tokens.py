@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gristmill.cache import default_cache
 from gristmill.errors import UsageError
 from gristmill.example import Example, Labelled, Message, Preference, Sft, Tokens
 from gristmill.identity import digest, file_digest
@@ -93,9 +94,9 @@ def _folder(name: str) -> Path:
     from gristmill import smollm
 
     if name == smollm.NAME:
-        return smollm.materialise(smollm.default_cache())
+        return smollm.materialise(default_cache())
     if name == smollm.NAME_TINY:
-        return smollm.tiny(smollm.default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
+        return smollm.tiny(default_cache() / f"{smollm.NAME_TINY}-{smollm.CONVERTER}")
     folder = Path(name).expanduser()
     if not any((folder / file).is_file() for file in _FILES):
         raise UsageError(

@@ -26,12 +26,12 @@ from typing import Any
 
 import orjson
 
+from gristmill.cache import default_cache
 from gristmill.errors import StoreError
 from gristmill.identity import digest
 from gristmill.remote.bucket import Bucket, Entry, remote_url
 from gristmill.remote.lease import SECONDS, Lease
 from gristmill.remote.store import THREADS, RemoteStore, write_whole
-from gristmill.smollm import default_cache
 from gristmill.workspace import Workspace, parse_lines, without_folder
 
 _ATTEMPTS = 100
