@@ -7,7 +7,7 @@ in `STYLE` for light, dark and print (a blue and a vermilion that colour-blind r
 Ito, 2008); a page that shows a chart includes `STYLE`. Shape says again what colour says, and each chart has
 a `<title>` and a `<desc>` for those who do not see it.
 
-Errors: ValueError when a value is NaN or infinite, or when a histogram's edges and counts do not match.
+Errors: ValueError when a value is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from gristmill.histogram import Histogram
 
 MINUS = "\N{MINUS SIGN}"
 STYLE = Markup("""
@@ -64,13 +67,6 @@ class Point(NamedTuple):
     low: float | None
     high: float | None
     mark: Mark
-
-
-class Bins(NamedTuple):
-    """Counts between edges: bin i holds edges[i] ≤ x < edges[i + 1]; the last holds its upper edge too."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -122,24 +118,6 @@ def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
     # One rounding, at the step's own precision, so that 3 * 0.1 is the tick 0.3.
     digits = max(0, -math.floor(math.log10(step)))
     return tuple(round(i * step, digits) for i in range(first, last + 1))
-
-
-def bin_values(values: Iterable[float], bins: int = 10, *, low: float | None = None, high: float | None = None) -> Bins:
-    """Equal bins with round edges that enclose all `values` (and `low`, `high` where given); last bin closed.
-
-    `bins` is about how many; no value is left out, so the counts sum to the number of values.
-    """
-    data = sorted(values)
-    _require_finite(data)
-    ends = [*data[:1], *data[-1:], *(end for end in (low, high) if end is not None)] or [0.0, 1.0]
-    edges = nice_ticks(min(ends), max(ends), bins + 1)
-    counts = [0] * (len(edges) - 1)
-    index = 0
-    for value in data:
-        while index < len(counts) - 1 and value >= edges[index + 1]:
-            index += 1
-        counts[index] += 1
-    return Bins(edges, tuple(counts))
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -200,7 +178,7 @@ def describe(point: Point, interval: str) -> str:
 
 
 def histogram(
-    bins: Bins,
+    bins: Histogram,
     *,
     title: str,
     low: float | None = None,
@@ -210,12 +188,7 @@ def histogram(
     height: int = 120,
 ) -> Markup:
     """Bars over the value axis. `low`, `high`, `top` widen the axes so that charts compare."""
-    edges, counts = bins
-    _require_finite(edges)
-    if len(edges) != len(counts) + 1 or not counts:
-        raise ValueError(f"a histogram needs one edge more than counts, found {len(edges)} and {len(counts)}")
-    if any(a >= b for a, b in itertools.pairwise(edges)) or min(counts) < 0:
-        raise ValueError("a histogram needs rising edges and no negative count")
+    edges, counts = bins.edges, bins.counts
     left, right = (
         min(edges[0], edges[0] if low is None else low),
         max(edges[-1], edges[-1] if high is None else high),

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from gristmill import charts
 from gristmill.errors import UsageError
+from gristmill.histogram import Histogram
 from gristmill.ingest import find_rollout_files, ingest
-from gristmill.profile import Environment, Histogram, Profile, Spread, profile
+from gristmill.profile import Environment, Profile, Spread, profile
 from gristmill.words import many, size
 
 if TYPE_CHECKING:
@@ -251,10 +252,7 @@ def _plain(text: str, style: str = "") -> Text:
 def render(found: Profile) -> str:
     """The profile as one HTML page that needs nothing else; equal profiles give equal text."""
     histograms = [
-        charts.histogram(
-            charts.Bins(one.histogram.edges, one.histogram.counts), title=f"Rewards of {one.name}", height=140
-        )
-        for one in found.environments
+        charts.histogram(one.histogram, title=f"Rewards of {one.name}", height=140) for one in found.environments
     ]
     return _template().render(
         found=found,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill import chat
-from gristmill.charts import bin_values
+from gristmill.histogram import Histogram, histogram
 from gristmill.ingest import IngestResult
 from gristmill.reasons import DropReason
 from gristmill.rollout import Unreadable, parse
@@ -45,13 +45,6 @@ class Spread(_Model):
     median: float
     p95: float
     max: float
-
-
-class Histogram(_Model):
-    """Counts between edges; the last bin holds its upper edge too."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
 
 
 class Dropped(_Model):
@@ -203,7 +196,7 @@ def _environment(db: duckdb.DuckDBPyConnection, name: str) -> Environment:
     kind, solved_at = _kind(reward, values)
     low, high = (0.0, 1.0) if reward.min >= 0 and reward.max <= 1 else (None, None)
     rewards = [value for (value,) in db.execute("SELECT reward FROM here").fetchall()]
-    bins = bin_values(rewards, _BINS, low=low, high=high)
+    bins = histogram(rewards, _BINS, low=low, high=high)
     gap = _GAP * (reward.max - reward.min)
     db.execute(
         """
@@ -239,7 +232,7 @@ def _environment(db: duckdb.DuckDBPyConnection, name: str) -> Environment:
         reward=reward,
         reward_kind=kind,
         components=tuple(field.removeprefix(prefix) for (field,) in components if field.startswith(prefix)),
-        histogram=Histogram(edges=bins.edges, counts=bins.counts),
+        histogram=bins,
         solved_at=solved_at,
         never=never,
         sometimes=sometimes,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from gristmill import charts
 from gristmill.charts import decimals_for, number
+from gristmill.histogram import Histogram
 from gristmill.identity import canonical
 from gristmill.promotion import Decision, Verdict
 from gristmill.statistics import Estimate
@@ -81,20 +81,10 @@ class Funnel(_Frozen):
         return sorted(((r, n) for r, n in self.dropped.items() if n), key=lambda item: (-item[1], item[0]))
 
 
-class Histogram(_Frozen):
-    """Counts of rewards between edges; the last bin holds its upper edge (`charts.bin_values` makes it)."""
+class Rewards(Histogram):
+    """Of a turn's training rollouts."""
 
-    edges: tuple[float, ...] = Field(min_length=2)
-    counts: tuple[Annotated[int, Field(ge=0)], ...]
     mean: float | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Histogram:
-        if len(self.edges) != len(self.counts) + 1:
-            raise ValueError(f"expected one edge more than counts, found {len(self.edges)}, {len(self.counts)}")
-        if any(a >= b for a, b in pairwise(self.edges)):
-            raise ValueError("expected rising edges")
-        return self
 
 
 class TurnReport(_Frozen):
@@ -105,7 +95,7 @@ class TurnReport(_Frozen):
     score: Estimate | None = Field(default=None, description="The challenger on the held-out tasks.")
     gate: Gate | None = None
     funnel: Funnel | None = None
-    rewards: Histogram | None = Field(default=None, description="Rewards of the turn's training rollouts.")
+    rewards: Rewards | None = None
     loss: tuple[float, ...] = Field(default=(), description="Training loss, in order of steps.")
     loss_every: int = Field(default=1, ge=1, description="Steps between two values of `loss`.")
 
@@ -416,7 +406,7 @@ def _histograms(report: RunReport) -> dict[int, Markup]:
     top = max(max(h.counts) for h in shown.values())
     return {
         turn: charts.histogram(
-            charts.Bins(h.edges, h.counts),
+            h,
             title=f"Rewards of the training rollouts of turn {turn}",
             low=low,
             high=high,

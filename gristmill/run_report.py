@@ -24,7 +24,7 @@ from gristmill.report import (
     CategoryRow,
     Funnel,
     Gate,
-    Histogram,
+    Rewards,
     RunReport,
     StageRow,
     Transcript,
@@ -175,7 +175,7 @@ def _turn(store: Store, turn: Turn, names: dict[ArtifactRef, str]) -> TurnReport
             dropped=counts["dropped"],
             examples=counts["examples"],
         ),
-        rewards=Histogram(edges=histogram["edges"], counts=histogram["counts"], mean=rewards["mean"])
+        rewards=Rewards(edges=histogram["edges"], counts=histogram["counts"], mean=rewards["mean"])
         if histogram["edges"]
         else None,
         loss=tuple(store.manifest(turn.checkpoint).counts["losses"]),

@@ -26,6 +26,7 @@ from gristmill.artifact import ArtifactRef, summary
 from gristmill.checks import Report, page
 from gristmill.dataset.card import describe
 from gristmill.evaluation import read_evaluation
+from gristmill.histogram import Histogram, histogram
 from gristmill.lineage_page import mermaid
 from gristmill.promotion import read_decision
 from gristmill.recipe import FormatRecipe
@@ -91,10 +92,9 @@ def funnel(store: Store, selection: ArtifactRef, stage: str, turn: str) -> None:
     ]
     said = [f"Turn {turn}: {counts['rows_read']} rollouts read for {selection}", *counts["warnings"]]
     create_table_artifact(rows, key="funnel", description="; ".join(said))
-    histogram = counts["rewards"]["histogram"]
-    if not histogram["edges"]:
+    if not counts["rewards"]["histogram"]["edges"]:
         return
-    bins = charts.Bins(tuple(histogram["edges"]), tuple(histogram["counts"]))
+    bins = Histogram(**counts["rewards"]["histogram"])
     text = [f"Mean reward {counts['rewards']['mean']:.3f}, {counts['rows_read']} rollouts, turn {turn}."]
     text.append(picture.markdown(charts.histogram(bins, title="Rewards"), "Rewards of the rollouts"))
     tables = [ref for ref in store.manifest(selection).parents if ref.kind == "table"]
@@ -104,7 +104,7 @@ def funnel(store: Store, selection: ArtifactRef, stage: str, turn: str) -> None:
             f"Best − worst reward within a task: in {sum(gap > 0 for gap in gaps)} of {len(gaps)} tasks rollouts "
             "differ; only these tell good from poor."
         )
-        drawn = charts.histogram(charts.bin_values(gaps, low=0.0, high=1.0), title="Gaps", unit="tasks")
+        drawn = charts.histogram(histogram(gaps, low=0.0, high=1.0), title="Gaps", unit="tasks")
         text.append(picture.markdown(drawn, "Gaps between best and worst rollout of a task"))
     create_markdown_artifact("\n\n".join(text), key="rewards", description=f"Turn {turn}, {selection}")
 

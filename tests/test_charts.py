@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from gristmill import charts
-from gristmill.charts import Bins, Point, bin_values, decimals_for, moving_average, nice_ticks, number
+from gristmill.charts import Point, decimals_for, moving_average, nice_ticks, number
+from gristmill.histogram import Histogram
 
 values = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)
 small = st.floats(min_value=-10, max_value=10, allow_subnormal=False)
@@ -45,27 +46,6 @@ def test_ticks_are_round_numbers() -> None:
     assert nice_ticks(-3, 2, 5) == (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0)
     flat = nice_ticks(3, 3)  # a range without width has an axis all the same
     assert len(flat) >= 2 and flat[0] < 3 < flat[-1]
-
-
-@given(st.lists(small, max_size=60), st.integers(1, 20))
-def test_no_value_is_left_out_of_the_bins(rewards: list[float], bins: int) -> None:
-    edges, counts = bin_values(rewards, bins)
-    assert sum(counts) == len(rewards)
-    assert len(edges) == len(counts) + 1
-    assert all(edges[0] - 1e-7 <= r <= edges[-1] + 1e-7 for r in rewards)
-
-
-def test_the_last_bin_is_closed_and_the_others_are_half_open() -> None:
-    edges, counts = bin_values([0.0, 0.1, 1.0, 1.0], 10)
-    assert edges == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    assert counts == (1, 1, 0, 0, 0, 0, 0, 0, 0, 2)  # 0.1 opens the second bin; 1.0 has no eleventh bin
-
-
-def test_bins_hold_rewards_outside_0_to_1_and_one_value_and_none() -> None:
-    assert bin_values([-7.5, 12.0]).edges[0] <= -7.5
-    assert sum(bin_values([0.0] * 5).counts) == 5
-    assert bin_values([]).counts == (0,) * 10
-    assert bin_values([0.4], low=0, high=1).edges == bin_values([0.0, 1.0]).edges
 
 
 @given(st.lists(small, min_size=1, max_size=6))
@@ -118,7 +98,7 @@ def test_every_mark_lies_inside_the_plot(raw: list[tuple[float, float, float]]) 
 
 
 def test_a_histogram_draws_each_count_to_scale() -> None:
-    svg = charts.histogram(Bins((0.0, 0.5, 1.0), (5, 10)), title="Rewards", top=10, height=100)
+    svg = charts.histogram(Histogram(edges=(0.0, 0.5, 1.0), counts=(5, 10)), title="Rewards", top=10, height=100)
     heights = [float(bar.get("height") or "nan") for bar in named(svg, "rect", "bar")]
     assert heights[0] * 2 == pytest.approx(heights[1])
     hover = [g.findtext("title") for g in parsed(svg).iter("g")]
@@ -126,16 +106,10 @@ def test_a_histogram_draws_each_count_to_scale() -> None:
 
 
 def test_histograms_of_several_turns_can_share_their_axes() -> None:
-    wide = charts.histogram(Bins((0.0, 1.0), (5,)), title="t", low=-1, high=1, top=50, height=100)
+    wide = charts.histogram(Histogram(edges=(0.0, 1.0), counts=(5,)), title="t", low=-1, high=1, top=50, height=100)
     (bar,) = named(wide, "rect", "bar")
     assert float((bar.get("x") or "").rstrip("%")) >= 50  # the left half belongs to -1..0
     assert float(bar.get("height") or "nan") <= 10
-
-
-@pytest.mark.parametrize("bins", [Bins((0.0, 1.0), (1, 2)), Bins((1.0, 0.0), (1,)), Bins((0.0,), ())])
-def test_bins_that_do_not_fit_are_refused(bins: Bins) -> None:
-    with pytest.raises(ValueError, match="a histogram needs"):
-        charts.histogram(bins, title="t")
 
 
 def test_a_line_keeps_every_spike_however_long_it_is() -> None:
@@ -165,7 +139,7 @@ def test_labels_cannot_become_markup() -> None:
     bad = '</title><script>alert(1)</script>"><img onerror=x> ]]>'
     svgs = [
         charts.curve([Point(bad, 0.5, 0.4, 0.6, "base")], title=bad, interval=bad),
-        charts.histogram(Bins((0.0, 1.0), (3,)), title=bad, unit=bad),
+        charts.histogram(Histogram(edges=(0.0, 1.0), counts=(3,)), title=bad, unit=bad),
         charts.line([1.0, 2.0], title=bad, x_label=bad),
         charts.bars([(0.5, "", bad)], title=bad),
     ]
@@ -179,10 +153,8 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
     for draw in (
         lambda: charts.curve([Point("a", bad, None, None, "base")], title="t", interval="i"),
         lambda: charts.curve([Point("a", 1.0, bad, 2.0, "base")], title="t", interval="i"),
-        lambda: charts.histogram(Bins((0.0, bad), (1,)), title="t"),
         lambda: charts.line([1.0, bad], title="t"),
         lambda: charts.bars([(bad, "", "a")], title="t"),
-        lambda: bin_values([0.0, bad]),
         lambda: number(bad),
     ):
         with pytest.raises(ValueError, match="finite"):

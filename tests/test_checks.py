@@ -10,7 +10,6 @@ import pytest
 
 from gristmill.checks import Evidence, Report, catalogue, require_no_errors, run_checks
 from gristmill.checks.evidence import (
-    Bins,
     Conflict,
     Contamination,
     Content,
@@ -23,9 +22,10 @@ from gristmill.checks.evidence import (
     WhatIf,
 )
 from gristmill.errors import GateError, RecipeError
+from gristmill.histogram import Histogram
 from gristmill.recipe import ChecksRecipe
 
-BINS = Bins(edges=(0.0, 1.0), counts=(100,))
+BINS = Histogram(edges=(0.0, 1.0), counts=(100,))
 
 
 def spread(low: float = 0.0, p25: float = 0.0, median: float = 0.5, p75: float = 1.0, high: float = 1.0) -> Spread:

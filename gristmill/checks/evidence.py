@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gristmill.example import Method as Method
+from gristmill.histogram import Histogram
 
 RewardKind = Literal["constant", "binary", "continuous", "unbounded"]
 
@@ -33,13 +34,6 @@ class Spread(_Model):
     max: float
 
 
-class Bins(_Model):
-    """Counts between edges; the last bin holds its upper edge too."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
 class Conflict(_Model):
     """Two parts of a reward that pull against each other over an environment's rollouts."""
 
@@ -55,7 +49,7 @@ class Environment(_Model):
     name: str
     rows: int
     reward: Spread
-    bins: Bins
+    bins: Histogram
     kind: RewardKind
     solved_at: float = Field(description="Solved from this reward on: 1 if binary, else the range's middle.")
     solved: int = Field(description="Rollouts at or above it.")
@@ -80,7 +74,7 @@ class Pairs(_Model):
     count: int = Field(description="Pairs whose gap is at least the least one.")
     small: int = Field(description="Tasks whose best and worst differ, but by less.")
     gaps: Spread | None = Field(description="The pairs' gaps, each as a share of its environment's reward range.")
-    gap_bins: Bins | None
+    gap_bins: Histogram | None
     near_full: int = Field(description="Pairs whose gap is at least 0.95 of the range.")
     binary: bool = Field(description="Every environment has binary rewards, so every gap is 1.")
     chosen_chars: float | None = Field(description="Median length of chosen answers.")
@@ -187,8 +181,8 @@ class Evidence(_Model):
     chosen_tasks: int = Field(description="Tasks with a chosen rollout.")
     largest_task: int = Field(description="Chosen rollouts of the task that has most.")
     answer_chars: Spread | None = Field(description="Lengths of the chosen answers.")
-    answer_bins: Bins | None = None
-    token_bins: Bins | None = None
+    answer_bins: Histogram | None = None
+    token_bins: Histogram | None = None
     long_outliers: int = Field(description="Chosen answers beyond Tukey's far fence (p75 + 3 × interquartile range).")
     tokens: Spread | None = Field(description="Tokens of chosen rows, estimated from characters.")
     max_length: int | None = Field(None, description="Tokens that training keeps of a row.")

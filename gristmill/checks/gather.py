@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gristmill.charts import nice_ticks
-from gristmill.checks.evidence import Bins, Conflict, Environment, Evidence, Method, Pairs, RewardKind, Spread, Turn
+from gristmill.checks.evidence import Conflict, Environment, Evidence, Method, Pairs, RewardKind, Spread, Turn
 from gristmill.checks.remedies import TaskCounts
+from gristmill.histogram import Histogram, histogram
 from gristmill.pairs import Candidate, pair
 from gristmill.reasons import DropReason
 from gristmill.recipe import PairsRecipe
@@ -204,15 +204,9 @@ def spread(values: Sequence[float] | np.ndarray) -> Spread | None:
     return Spread(count=len(values), mean=mean, min=low, p25=p25, median=middle, p75=p75, p99=p99, max=high)
 
 
-def bins(values: Sequence[float] | np.ndarray, low: float | None = None, high: float | None = None) -> Bins | None:
-    """About twenty bins with round edges that hold all values (and `low`, `high`); None of none."""
-    import numpy as np
-
-    if not len(values):
-        return None
-    ends = [float(np.min(values)), float(np.max(values)), *(end for end in (low, high) if end is not None)]
-    edges = nice_ticks(min(ends), max(ends), _BINS + 1)
-    return Bins(edges=edges, counts=tuple(int(n) for n in np.histogram(values, edges)[0]))
+def bins(values: Sequence[float] | np.ndarray, low: float | None = None, high: float | None = None) -> Histogram | None:
+    """About twenty bins that hold all values (and `low`, `high`); None of none."""
+    return histogram(values, _BINS, low=low, high=high) if len(values) else None
 
 
 def _environments(db: duckdb.DuckDBPyConnection) -> tuple[Environment, ...]:

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from gristmill import charts
 from gristmill.checks.catalogue import Report
-from gristmill.checks.evidence import Bins, Environment
+from gristmill.checks.evidence import Environment
 from gristmill.checks.finding import Finding
 from gristmill.checks.registry import REGISTER, percent
+from gristmill.histogram import Histogram
 from gristmill.words import many
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def _plots(report: Report) -> list[Plot]:
     return plots
 
 
-def _histogram(bins: Bins, title: str, unit: str) -> Markup:
-    return charts.histogram(charts.Bins(bins.edges, bins.counts), title=title, unit=unit, height=140)
+def _histogram(bins: Histogram, title: str, unit: str) -> Markup:
+    return charts.histogram(bins, title=title, unit=unit, height=140)
 
 
 def _solve_rates(one: Environment) -> Markup:
