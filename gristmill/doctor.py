@@ -24,6 +24,7 @@ from gristmill.processes import end, left_behind
 from gristmill.references import dangling
 from gristmill.runs import Run, folder_bytes, holder, runs
 from gristmill.store import environment
+from gristmill.words import many
 from gristmill.workspace import Workspace, parse_lines
 
 Progress = Callable[[int, int, str], None]
@@ -137,7 +138,7 @@ def _lines(workspace: Workspace, mend: bool) -> Iterator[Finding]:
         if bad:
             yield _take_out(workspace, path, whole, bad, mend)
         elif not tail:
-            yield Finding(check="files", level="ok", what=f"{name}: {len(whole.splitlines())} lines")
+            yield Finding(check="files", level="ok", what=f"{name}: {many(len(whole.splitlines()), 'line')}")
 
 
 def _cut_tail(workspace: Workspace, path: Path, whole: bytes, tail: bytes, mend: bool) -> Finding:

@@ -25,7 +25,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Literal
 
+import pytest
+
 Fault = Literal["503", "lose request", "lose answer", "hang", "ignore conditions"]
+AZURITE = "azurite@3.37.0"
 AZURE_ACCOUNT = "devstoreaccount1"
 # The emulator's well-known key: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -80,16 +83,29 @@ def s3_environment(port: int) -> dict[str, str]:
     }
 
 
-def azurite() -> str | None:
-    """The emulator's command: `npm install azurite`, on the PATH or named by AZURITE."""
-    return os.environ.get("AZURITE") or shutil.which("azurite-blob")
+def azurite() -> str:
+    """The emulator's command: named by AZURITE, on the PATH, or installed once by npm into the cache
+    (GRISTMILL_TEST_CACHE, else ~/.cache/gristmill-tests); skips the test where it cannot be had, and says why."""
+    if there := os.environ.get("AZURITE") or shutil.which("azurite-blob"):
+        return there
+    home = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests")) / "azurite"
+    command = home / "node_modules" / ".bin" / "azurite-blob"
+    if not command.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("no azurite-blob on the PATH, and no npm to install it with")
+        home.mkdir(parents=True, exist_ok=True)
+        words = [npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home), AZURITE]
+        made = subprocess.run(words, cwd=home, capture_output=True, text=True)
+        if made.returncode != 0 or not command.exists():
+            pytest.skip(f"{AZURITE} cannot be installed: {made.stderr.strip()[-300:]}")
+    return str(command)
 
 
 @contextmanager
 def azure(folder: Path) -> Iterator[int]:
     """The port of an Azure server with a container `bucket`."""
     command = azurite()
-    assert command
     port = free_port()
     arguments = [command, "--blobPort", str(port), "--location", str(folder), "--silent", "--skipApiVersionCheck"]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
