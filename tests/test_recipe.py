@@ -95,3 +95,18 @@ def test_overrides_replace_single_fields_of_a_recipe() -> None:
 def test_identity_follows_content() -> None:
     assert build({}).digest == Recipe().digest
     assert build({"seed": 1}).digest != Recipe().digest
+
+
+def test_a_section_by_one_word_takes_further_fields() -> None:
+    """Fails if `execution: ray` and `execution.address=…` cannot stand together, in a file or in overrides."""
+    wanted = ("ray", "10.0.0.1:6379")
+    for values, overrides in [
+        ({"execution": "ray"}, ["execution.address=10.0.0.1:6379"]),
+        ({}, ["execution=ray", "execution.address=10.0.0.1:6379"]),
+    ]:
+        found = build(values, overrides).execution
+        assert (found.kind, found.address) == wanted
+    changed = with_overrides(build({}), {"execution": "ray", "execution.address": "10.0.0.1:6379"}).execution
+    assert (changed.kind, changed.address) == wanted
+    with pytest.raises(RecipeError, match="`name` is a value, not a section"):
+        build({"name": "a"}, ["name.x=1"])

@@ -111,8 +111,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, field = key.split(".")
     at = values
-    for name in sections:
+    for depth, name in enumerate(sections, 1):
         inner = at.setdefault(name, {})
+        kind = _section(sections[:depth])
+        if isinstance(inner, str) and kind and (short := getattr(kind, "shorthand", None)):
+            inner = at[name] = {short: inner}
         if not isinstance(inner, dict):
             raise RecipeError(f"override {key}: `{name}` is a value, not a section")
         at = inner

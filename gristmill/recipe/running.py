@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from gristmill.recipe.section import Section
 class ExecutionRecipe(Section):
     """Where the shards of a stage run (docs/deploy-ray.md); `execution: ray` says the kind alone. Changes no result."""
 
+    shorthand: ClassVar[str | None] = "kind"
+
     kind: Literal["local", "ray"] = Field("local", description="This machine's processors, or a Ray cluster.")
     address: str | None = Field(
         None,
@@ -19,11 +21,6 @@ class ExecutionRecipe(Section):
         "or one started for the run.",
     )
     gpus: float = Field(0, ge=0, description="ray: GPUs, or a part of one, for each shard that runs a model.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
 
 
 class MlflowSinkRecipe(Section):
