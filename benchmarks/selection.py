@@ -37,7 +37,7 @@ def make_table(folder: Path, rows: int, row_bytes: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from gristmill.ingest import PART_BYTES
+    from gristmill.segments import PART_BYTES
     from gristmill.table import schema
 
     (folder / "table").mkdir()

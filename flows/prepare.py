@@ -19,9 +19,9 @@ from gristmill.dataset import check
 from gristmill.dataset.tokens import tokenizer_identity
 from gristmill.errors import RecipeError
 from gristmill.identity import file_digest
-from gristmill.ingest import find_rollout_files
 from gristmill.prepare import launch_values
 from gristmill.recipe import Recipe, with_overrides
+from gristmill.rollout_files import find_rollout_files
 from gristmill.runs import recorded
 from gristmill.workspace import Workspace
 from tasks.caching import run

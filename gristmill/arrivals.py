@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gristmill.errors import InputError
 from gristmill.identity import file_digest
-from gristmill.ingest import is_rollout_name
+from gristmill.rollout_files import is_rollout_name
 from gristmill.workspace import Workspace
 
 LOG = "arrivals.jsonl"

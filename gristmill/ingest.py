@@ -13,44 +13,30 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import glob
-import gzip
-import hashlib
-import os
 import threading
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 from xxhash import xxh3_128, xxh3_128_digest
 
-from gristmill import fleet
+from gristmill import fleet, segments
 from gristmill.columns import numbers
 from gristmill.errors import InputError
 from gristmill.inputs import InputsRead, write_inputs
-from gristmill.part import Claim, Counted, Part, PartWriter, Segment, Settled
+from gristmill.part import Claim, Counted, Part, PartWriter, Settled
 from gristmill.reasons import DropReason
+from gristmill.rollout_files import find_rollout_files
+from gristmill.segments import cut_parts, is_packed, names_of, run_of
 from gristmill.table import parts, read_raw
 from gristmill.workers import Worker, crew
 
-PART_BYTES = 32 << 20
-_ENDS = 1 << 20
-_PROBE = 4096
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _AHEAD_PACKED = 4  # parts of compressed files that are under way at a time: they travel as bytes
 _WRITE = "gristmill.part:write_counted"
-_PARALLEL_FROM = 3 * PART_BYTES  # below this a second process costs more than it gives
-_SIDECARS = (
-    "_materialized_inputs.jsonl",
-    "_failures.jsonl",
-    "_reward_profiling.jsonl",
-    "_aggregate_metrics.json",
-    "_agent_metrics.json",
-)
+_PARALLEL_FROM = 3 * segments.PART_BYTES  # below this a second process costs more than it gives
 
 
 @dataclass(frozen=True)
@@ -66,189 +52,6 @@ class IngestResult:
     """One a file: `name`, `fingerprint` (of its rows' fingerprints, in order), `bytes` (uncompressed), `rows`."""
     inputs: InputsRead
     """Of the materialized inputs that lie beside the files (gristmill/inputs.py)."""
-
-
-# ---- finding files
-
-
-def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
-    """Resolve files, directories (searched through) and globs to rollout files, sidecars left out.
-
-    A file that is named is taken whatever its name. Each file comes once, in the order given, and within a
-    directory or a glob sorted.
-
-    Raises:
-        InputError: something named is not there, or holds no rollouts.
-    """
-    found: dict[Path, Path] = {}
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_rollout_name(p.name))
-            if not inside:
-                raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")
-        elif path.is_file():
-            inside = [path]
-        elif path.exists():
-            raise InputError(f"{path} is not a regular file; write it to a file first")
-        elif glob.has_magic(str(given)):
-            inside = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
-            inside = [p for p in inside if p.is_file() and is_rollout_name(p.name)]
-            if not inside:
-                raise InputError(f"no rollout file matches {given}")
-        else:
-            raise InputError(f"no such file: {path}")
-        for file in inside:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        raise InputError("no rollout files were given")
-    return list(found.values())
-
-
-def is_rollout_name(name: str) -> bool:
-    """Whether a file of this name in a directory holds rollouts (and is not a sidecar of some that do)."""
-    for suffix in (".gz", ".zst"):
-        name = name.removesuffix(suffix) if name.endswith(f".jsonl{suffix}") else name
-    return name.endswith(".jsonl") and not name.endswith(_SIDECARS)
-
-
-# ---- cutting the input into parts
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """Each file's shortest telling name: relative to the folder that all of them share."""
-    absolute = [Path(os.path.abspath(file)) for file in files]
-    shared = Path(os.path.commonpath([file.parent for file in absolute]))
-    return [file.relative_to(shared).as_posix() for file in absolute]
-
-
-def _run_of(path: Path) -> str:
-    """A file's identity by content: its size and its two ends, so that no file is read twice for it."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        seen = hashlib.sha256(str(size).encode() + b"\n" + file.read(_ENDS))
-        file.seek(max(0, size - _ENDS))
-        seen.update(file.read(_ENDS))
-    return seen.hexdigest()[:32]
-
-
-def _segments(source: int, name: str, path: Path) -> Iterator[tuple[Segment, int]]:
-    """A file's segments, each with the bytes of the file that it used up.
-
-    Cuts stand at the first line end at or after `PART_BYTES`, in the uncompressed text, so a file and its
-    compressed copies fall into the same parts.
-    """
-    with path.open("rb") as file:
-        magic = file.read(4)
-        file.seek(0)
-        stat = os.fstat(file.fileno())
-        whole = os.path.abspath(path)
-        segment = Segment(source, name, _run_of(path), whole, 0, 0, None, True, stat.st_size, stat.st_mtime_ns)
-        if magic.startswith((_GZIP, _ZSTD)):
-            yield from _compressed(file, magic, segment)
-            return
-        _refuse_binary(path, file.read(_PROBE))
-        size = stat.st_size
-        start = 0
-        while start < size:
-            stop = _line_end(file, start + PART_BYTES - 1, size)
-            yield segment._replace(start=start, stop=stop, last=stop == size), stop - start
-            start = stop
-
-
-def _line_end(file: IO[bytes], position: int, size: int) -> int:
-    """The position after the first newline at or after `position`, or the file's size."""
-    if position >= size:
-        return size
-    file.seek(position)
-    while block := file.read(1 << 16):
-        if (at := block.find(b"\n")) >= 0:
-            return min(size, file.tell() - len(block) + at + 1)
-    return size
-
-
-def _compressed(file: IO[bytes], magic: bytes, segment: Segment) -> Iterator[tuple[Segment, int]]:
-    stream: Any
-    if magic.startswith(_GZIP):
-        stream = gzip.GzipFile(fileobj=file)
-    else:
-        import pyarrow as pa
-
-        stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    pending = b""
-    used = start = 0
-    ended = False
-    while not ended:
-        blocks = [pending]
-        held = len(pending)
-        # searched from where a cut may stand; a line longer than a part is read on until it ends
-        while (cut := _cut(blocks, held)) < 0:
-            try:
-                block = stream.read(1 << 22)
-            except (OSError, EOFError, zlib.error) as error:
-                raise InputError(
-                    f"{segment.path} is damaged: it cannot be decompressed beyond {start + held} bytes "
-                    f"({error}); decompress what can be saved and name that file instead"
-                ) from None
-            if not block:
-                ended = True
-                cut = held
-                break
-            blocks.append(block)
-            held += len(block)
-        text = b"".join(blocks)
-        if start == 0:
-            _refuse_binary(Path(segment.path), text[:_PROBE])
-        pending = text[cut:]
-        if cut:
-            now = file.tell()
-            last = ended or not (pending or (pending := stream.read(1 << 22)))
-            yield segment._replace(start=start, stop=start + cut, data=text[:cut], last=last), now - used
-            used, start, ended = now, start + cut, last
-
-
-def _cut(blocks: list[bytes], held: int) -> int:
-    """Where the text so far can be cut, or -1. Only the newest block has places not looked at before."""
-    if held < PART_BYTES:
-        return -1
-    base = held - len(blocks[-1])
-    at = blocks[-1].find(b"\n", max(0, PART_BYTES - 1 - base))
-    return base + at + 1 if at >= 0 else -1
-
-
-def _packed(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4).startswith((_GZIP, _ZSTD))
-
-
-def _refuse_binary(path: Path, head: bytes) -> None:
-    if b"\x00" in head:
-        raise InputError(f"{path} is a binary file; expected JSON lines, plain or compressed with gzip or zstd")
-
-
-def _parts(files: Sequence[Path], out: Path, copy: bool) -> Iterator[Part]:
-    """The input as parts of about `PART_BYTES`; small files share one. Depends on the files alone."""
-
-    def part() -> Part:
-        # a line inside a compressed file cannot be read again by its place
-        return Part(number, tuple(held), str(out), progress, copy or any(s.data is not None for s in held))
-
-    names = _names(files)
-    number = size = progress = 0
-    held: list[Segment] = []
-    for source, path in enumerate(files):
-        try:
-            for segment, used in _segments(source, names[source], path):
-                if held and size + segment.stop - segment.start > PART_BYTES:
-                    yield part()
-                    number, size, held = number + 1, 0, []
-                held.append(segment)
-                size += segment.stop - segment.start
-                progress += used
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    if held:
-        yield part()
 
 
 # ---- settling what crosses parts
@@ -368,16 +171,16 @@ def ingest(
     total = sum(file.stat().st_size for file in files)
     if workers is None and total < _PARALLEL_FROM:
         workers = 1
-    ledger = _Ledger(_names(files), progress, total)
-    work = _parts(files, out, copy)
+    ledger = _Ledger(names_of(files), progress, total)
+    work = cut_parts(files, out, copy)
     if workers is None and (cluster := fleet.current()):
-        packed = any(_packed(file) for file in files)
+        packed = any(is_packed(file) for file in files)
         _write_on(cluster, work, ledger, out, _AHEAD_PACKED if packed else None)
     else:
         _write_parts(work, ledger, workers)
     if not ledger.rows:
         raise InputError(f"{files[0]} is empty" if len(files) == 1 else f"none of the {len(files)} files has a row")
-    inputs = write_inputs([(file, _run_of(file)) for file in files], out)
+    inputs = write_inputs([(file, run_of(file)) for file in files], out)
     dropped = {reason: ledger.dropped[reason] for reason in DropReason if ledger.dropped[reason]}
     result = IngestResult(
         rows_read=ledger.rows,

@@ -19,8 +19,9 @@ from rich.text import Text
 from gristmill import charts
 from gristmill.errors import UsageError
 from gristmill.histogram import Histogram
-from gristmill.ingest import find_rollout_files, ingest
+from gristmill.ingest import ingest
 from gristmill.profile import Environment, Profile, Spread, profile
+from gristmill.rollout_files import find_rollout_files
 from gristmill.words import many, size
 
 if TYPE_CHECKING:

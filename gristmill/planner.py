@@ -218,7 +218,8 @@ def plan_files(files: Sequence[str], *, confidence: float = 0.95) -> Plan:
     """
     import tempfile
 
-    from gristmill.ingest import find_rollout_files, ingest
+    from gristmill.ingest import ingest
+    from gristmill.rollout_files import find_rollout_files
 
     notes = []
     found = []

@@ -31,8 +31,9 @@ from gristmill.curate import SELECTION, curate
 from gristmill.dataset import check, write_dataset
 from gristmill.errors import UsageError
 from gristmill.identity import file_digest
-from gristmill.ingest import IngestResult, find_rollout_files, ingest
+from gristmill.ingest import IngestResult, ingest
 from gristmill.recipe import Recipe
+from gristmill.rollout_files import find_rollout_files
 from gristmill.store import Store
 from gristmill.targets import Launch
 from gristmill.workers import crew

@@ -18,9 +18,10 @@ from gristmill.checks import Report, page, validate
 from gristmill.checks.content import template_of
 from gristmill.curate import SELECTION, curate
 from gristmill.errors import GateError, InputError, UsageError
-from gristmill.ingest import find_rollout_files, ingest
+from gristmill.ingest import ingest
 from gristmill.recipe import CurateRecipe, Recipe, build, load
 from gristmill.rollout import Unreadable, parse
+from gristmill.rollout_files import find_rollout_files
 from gristmill.words import many
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")

@@ -568,7 +568,8 @@ def test_methods_that_compare_keep_the_poor_rollouts() -> None:
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward"])
 def test_real_rollouts_of_all_kinds(tmp_path: Path, shared: Path, method: str) -> None:
-    from gristmill.ingest import find_rollout_files, ingest
+    from gristmill.ingest import ingest
+    from gristmill.rollout_files import find_rollout_files
 
     (tmp_path / "table").mkdir()
     read = ingest(find_rollout_files([shared]), tmp_path / "table", workers=1)

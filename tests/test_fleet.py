@@ -17,7 +17,7 @@ from typing import NamedTuple
 import orjson
 import pytest
 
-from gristmill import ingest
+from gristmill import ingest, segments
 from gristmill.errors import InputError
 from gristmill.fleet import map_on, sent_to
 from gristmill.table import parts
@@ -117,7 +117,7 @@ def test_one_job_stays_here_unless_it_runs_a_model(cluster):
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_table_is_the_same_on_a_cluster(cluster, tmp_path, monkeypatch, copy, packed):
     """Duplicates stand in other parts than what they repeat; lines are counted across parts, blank ones too."""
-    monkeypatch.setattr(ingest, "PART_BYTES", 4000)
+    monkeypatch.setattr(segments, "PART_BYTES", 4000)
     monkeypatch.setattr(ingest, "_PARALLEL_FROM", 0)
     rows = [orjson.dumps(rollout(task=number // 2, index=number % 2)) for number in range(40)]
     lines = [*rows, b"", b"not json", *rows[3:6], b'{"reward": 1', rows[0][:50]]

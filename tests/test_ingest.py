@@ -19,10 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gristmill import ingest as module
+from gristmill import segments
 from gristmill.errors import GristmillError, InputError
 from gristmill.identity import fingerprint
-from gristmill.ingest import find_rollout_files, ingest
+from gristmill.ingest import ingest
 from gristmill.inputs import INPUTS
+from gristmill.rollout_files import find_rollout_files
 from gristmill.table import parts, read_raw, schema
 
 
@@ -126,7 +128,7 @@ def test_line_ends_and_bom(tmp_path):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts of a few kB, so that small files have many."""
-    monkeypatch.setattr(module, "PART_BYTES", 2000)
+    monkeypatch.setattr(segments, "PART_BYTES", 2000)
 
 
 def many(path, count=200):
@@ -242,7 +244,7 @@ def test_every_line_is_accounted_for(tmp_path_factory, monkeypatch, lines, newli
     folder = tmp_path_factory.mktemp("case")
     file = folder / "r.jsonl"
     file.write_bytes(b"\n".join(lines) + b"\n" * newline)
-    monkeypatch.setattr(module, "PART_BYTES", size)
+    monkeypatch.setattr(segments, "PART_BYTES", size)
     rows = [line for line in lines if line.strip()]
     if not rows:
         with pytest.raises(InputError):
@@ -316,14 +318,14 @@ def test_an_error_in_a_worker_ends_the_ingest(tmp_path, small_parts, monkeypatch
     """The file shrinks after it was cut into parts: some worker finds out, and no thread waits for ever."""
     file = tmp_path / "r.jsonl"
     many(file)
-    cut = module._parts
+    cut = module.cut_parts
 
     def late(files, out, copy):
         work = list(cut(files, out, copy))
         os.truncate(file, file.stat().st_size // 2)
         return iter(work)
 
-    monkeypatch.setattr(module, "_parts", late)
+    monkeypatch.setattr(module, "cut_parts", late)
     with pytest.raises(InputError, match="became shorter"):
         taken(file, tmp_path / "out", workers=3)
 

@@ -1,0 +1,58 @@
+"""Which files hold rollouts: what a user names, resolved; sidecars that lie beside them left out."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from gristmill.errors import InputError
+
+_SIDECARS = (
+    "_materialized_inputs.jsonl",
+    "_failures.jsonl",
+    "_reward_profiling.jsonl",
+    "_aggregate_metrics.json",
+    "_agent_metrics.json",
+)
+
+
+def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
+    """Resolve files, directories (searched through) and globs to rollout files, sidecars left out.
+
+    A file that is named is taken whatever its name. Each file comes once, in the order given, and within a
+    directory or a glob sorted.
+
+    Raises:
+        InputError: something named is not there, or holds no rollouts.
+    """
+    found: dict[Path, Path] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_rollout_name(p.name))
+            if not inside:
+                raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")
+        elif path.is_file():
+            inside = [path]
+        elif path.exists():
+            raise InputError(f"{path} is not a regular file; write it to a file first")
+        elif glob.has_magic(str(given)):
+            inside = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
+            inside = [p for p in inside if p.is_file() and is_rollout_name(p.name)]
+            if not inside:
+                raise InputError(f"no rollout file matches {given}")
+        else:
+            raise InputError(f"no such file: {path}")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise InputError("no rollout files were given")
+    return list(found.values())
+
+
+def is_rollout_name(name: str) -> bool:
+    """Whether a file of this name in a directory holds rollouts (and is not a sidecar of some that do)."""
+    for suffix in (".gz", ".zst"):
+        name = name.removesuffix(suffix) if name.endswith(f".jsonl{suffix}") else name
+    return name.endswith(".jsonl") and not name.endswith(_SIDECARS)
