@@ -194,7 +194,7 @@ def fresh_database() -> Path:
 def _restore(kept: Path, held: sqlite3.Connection) -> bool:
     """Whether the database now is what was kept; if that is absent or damaged, it is empty as it was."""
     try:
-        with closing(sqlite3.connect(f"{kept.absolute().as_uri()}?mode=ro", uri=True)) as file:
+        with closing(sqlite3.connect(f"{kept.absolute().as_uri()}?immutable=1", uri=True)) as file:
             if file.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
                 return False
             if not file.execute("SELECT version_num FROM alembic_version").fetchall():
