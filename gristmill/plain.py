@@ -151,7 +151,9 @@ def _conversation(row: _Row, developer: str) -> chat.Conversation:
     if params.instructions:
         messages.append({"role": "system", "content": params.instructions})
     history = params.input
-    for item in [_Item(role="user", content=history)] if type(history) is str else history:
+    if type(history) is str:
+        history = [_Item(role="user", content=history)] if history else []
+    for item in history:
         role: Any = item.role  # type: ignore[union-attr]  # a list's
         if item.type != "message" and item.type is not None:  # type: ignore[union-attr]
             raise _Unusual

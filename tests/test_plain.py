@@ -58,6 +58,7 @@ USUAL = [
         instructions="first",
     ),
     row(say(), input="one text", instructions=None, tools=None),
+    row(say(), input="", instructions="all that was said"),
 ]
 SESSION = row(call("A"), result("A"), say(), tools=[])  # whose tools only the response records
 SESSION["response"]["tools"] = [TOOL]
