@@ -15,6 +15,7 @@ from gristmill.cli import loop, data, evidence, lineage, care  # noqa: F401
 # isort: on
 
 from gristmill.cli.app import app
+from gristmill.cli.output import quiet_libraries
 from gristmill.errors import GristmillError, full_disk
 
 __all__ = ["app", "main"]
@@ -22,6 +23,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point: deliberate errors become one sentence and an exit code."""
+    quiet_libraries()
     try:
         app()
     except Exception as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from gristmill.cli.app import CARE, DEFAULT_WORKSPACE, JsonOption, Overrides, WorkspaceOption, app
-from gristmill.cli.output import print_json, quiet_libraries
+from gristmill.cli.output import print_json
 
 
 @app.command(rich_help_panel=CARE)
@@ -25,7 +25,6 @@ def doctor(
     from flows.engine import engine
     from gristmill.doctor_command import run, still_wrong
 
-    quiet_libraries()
     found = run(workspace=workspace, deep=deep, mend=mend, json=json, engine=engine(), console=Console())
     if still_wrong(found):
         sys.exit(1)
@@ -111,7 +110,6 @@ def sinks(
     """What MLflow and other sinks were told of the runs, and what they are owed."""
     from gristmill.sinks_command import run
 
-    quiet_libraries()
     run(action, arguments or (), workspace=workspace, json=json)
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from gristmill.cli.app import DATA, DEFAULT_WORKSPACE, JsonOption, Overrides, WorkspaceOption, app
-from gristmill.cli.output import quiet_libraries
 from gristmill.cli.running import prepare_recipe
 
 
@@ -196,7 +195,6 @@ def collect(
     from gristmill import collect_command
     from gristmill.recipe import load
 
-    quiet_libraries()
     loaded = load(recipe, overrides or ())
     try:
         if reverify is not None:

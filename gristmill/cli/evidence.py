@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gristmill.cli.app import DEFAULT_WORKSPACE, EVIDENCE, JsonOption, Overrides, WorkspaceOption, app
-from gristmill.cli.output import console, quiet_libraries
+from gristmill.cli.output import console
 from gristmill.cli.running import evaluated
 from gristmill.errors import UsageError
 
@@ -29,7 +29,6 @@ def train(
     """Train a model on prepared rows and try it; run again, it goes on where it was killed."""
     from gristmill.train_command import run
 
-    quiet_libraries()
     run(data, overrides or (), base=model, out=out, method=method, recipe=recipe, seed=seed, json=json)
 
 
@@ -160,5 +159,4 @@ def export_champion(
     """Write a model as a Hugging Face folder with a model card that says how it came to be."""
     from gristmill.champion_command import export
 
-    quiet_libraries()
     export(workspace, what, out, force=force, json=json, console=console())

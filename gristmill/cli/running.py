@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gristmill.cli.output import print_json, quiet_libraries
+from gristmill.cli.output import print_json
 
 if TYPE_CHECKING:
     from flows.improve import Outcome
@@ -100,7 +100,6 @@ def _run_flow(
     from gristmill.workspace import Workspace, called
 
     place = Workspace(workspace)
-    quiet_libraries()
     if as_json or not sys.stderr.isatty():
         # Nobody is there to be asked: a required review ends the run with 3, and the same command goes on later.
         os.environ.setdefault("GRISTMILL_REVIEW_WAIT", "0")
