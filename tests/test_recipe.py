@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gristmill.errors import RecipeError
 from gristmill.recipe import Recipe, build, documented, load, with_overrides
@@ -49,6 +53,7 @@ def test_every_field_is_documented() -> None:
         ({"train": 3}, [], r"`train`: .*found 3"),
         ({"train": 3}, ["train.epochs=1"], r"`train` is a value, not a section"),
         ({"name": "Bad Name"}, [], r"`name`: .*found 'Bad Name'"),
+        ({"format": {"method": {"a": 1}}}, [], r"`format.method`: .*found a mapping"),
     ],
 )
 def test_mistakes_are_one_sentence(values: dict[str, object], overrides: list[str], message: str) -> None:
@@ -110,3 +115,29 @@ def test_a_section_by_one_word_takes_further_fields() -> None:
     assert (changed.kind, changed.address) == wanted
     with pytest.raises(RecipeError, match="`name` is a value, not a section"):
         build({"name": "a"}, ["name.x=1"])
+
+
+def _fields(values: dict[str, Any], at: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield at + name
+        if isinstance(value, dict):
+            yield from _fields(value, f"{at}{name}.")
+
+
+FIELD = st.sampled_from(sorted(_fields(Recipe().resolved())))
+VALUE = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        ["null", "-1", "1e400", ".nan", "true", "[1]", "[null]", "{a: 1}", "{1: 2}", "&a", "*a", "2026-01-01"]
+    ),
+    st.sampled_from(["9" * 400, "!x y", "dpo", "ray", "[", "\x00", "\u2028"]),
+)
+
+
+@given(st.lists(st.tuples(FIELD, st.sampled_from(["", ".x", ".y.z"]), VALUE), min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_any_override_is_taken_or_refused_in_one_sentence(given: list[tuple[str, str, str]]) -> None:
+    try:
+        build({}, [f"{field}{deeper}={value}" for field, deeper, value in given])
+    except RecipeError as error:
+        assert "\n" not in str(error)

@@ -53,7 +53,7 @@ class Recipe(Section):
         chosen = values.get("format", {})
         method = chosen.get("method") if isinstance(chosen, Mapping) else getattr(chosen, "method", "sft")
         curate = values.get("curate", {})
-        if method not in COMPARING or not isinstance(curate, Mapping):
+        if not isinstance(method, str) or method not in COMPARING or not isinstance(curate, Mapping):
             return values
         return {**values, "curate": {"min_reward": None, "per_task": None, "deduplicate": False, **curate}}
 
