@@ -21,6 +21,7 @@ from gristmill.champions import champions
 from gristmill.decisions import login_name
 from gristmill.errors import StoreError, UsageError
 from gristmill.identity import file_digest
+from gristmill.rollout_files import files_below
 from gristmill.versions import is_base, parse, versions
 from gristmill.workspace import Workspace
 
@@ -166,8 +167,12 @@ def resolve(workspace: Workspace, text: str) -> ArtifactRef:
 
 
 def holding(manifests: list[Manifest], path: Path) -> list[ArtifactRef]:
-    """Artifacts that hold this very file; of a folder, those that hold most of its files (bytes and sha256 equal)."""
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    """Artifacts that hold this very file; of a folder, those that hold most of its files (bytes and sha256 equal).
+
+    Raises:
+        InputError: part of the folder cannot be looked into.
+    """
+    files = files_below(path) if path.is_dir() else [path]
     sizes = {entry.bytes for manifest in manifests for entry in manifest.files}
     hashes = {file_digest(one) for one in files if one.stat().st_size in sizes}
     shared = {one.ref: sum(entry.sha256 in hashes for entry in one.files) for one in manifests}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_rollout_name(p.name))
+            inside = [file for file in files_below(path) if is_rollout_name(file.name)]
             if not inside:
                 raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")
         elif path.is_file():
@@ -56,3 +57,26 @@ def is_rollout_name(name: str) -> bool:
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix) if name.endswith(f".jsonl{suffix}") else name
     return name.endswith(".jsonl") and not name.endswith(_SIDECARS)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder and in those below it, sorted; links to folders are not followed.
+
+    Raises:
+        InputError: part of it cannot be looked into, so that files may be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename} cannot be read: {error.strerror}; make it readable, or name the files themselves"
+        ) from None
+
+    found = []
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for path in (Path(place, name) for name in names):
+            try:
+                if path.is_file():
+                    found.append(path)
+            except OSError as error:
+                refuse(error)
+    return sorted(found)

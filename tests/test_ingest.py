@@ -314,6 +314,31 @@ def test_a_folder_without_rollouts(tmp_path):
         find_rollout_files([tmp_path])
 
 
+def test_a_folder_that_is_closed_is_not_passed_over(tmp_path, monkeypatch):
+    """Rollouts in it would be missing without a word."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    many(tmp_path / "r.jsonl")
+    many(inner / "r.jsonl")
+    assert find_rollout_files([tmp_path]) == [inner / "r.jsonl", tmp_path / "r.jsonl"]
+    if os.getuid():
+        inner.chmod(0)
+    else:  # root reads everything
+        scan = os.scandir
+
+        def closed(path):
+            if Path(path) == inner:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", closed)
+    try:
+        with pytest.raises(InputError, match="inner cannot be read: Permission denied; make it readable"):
+            find_rollout_files([tmp_path])
+    finally:
+        inner.chmod(0o755)
+
+
 def test_an_error_in_a_worker_ends_the_ingest(tmp_path, small_parts, monkeypatch):
     """The file shrinks after it was cut into parts: some worker finds out, and no thread waits for ever."""
     file = tmp_path / "r.jsonl"
