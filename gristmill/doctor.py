@@ -113,7 +113,7 @@ def _lock(workspace: Workspace, held: str | None, mend: bool) -> Iterator[Findin
 
 
 def _lines(workspace: Workspace, mend: bool) -> Iterator[Finding]:
-    """Files that only grow: a torn last line, and lines that are no JSON."""
+    """Files that only grow: a torn last line, and lines that are damaged."""
     for path in sorted(
         path for folder in (".", "reviews", "sinks") for path in workspace.root.glob(f"{folder}/*.jsonl")
     ):
@@ -125,7 +125,7 @@ def _lines(workspace: Workspace, mend: bool) -> Iterator[Finding]:
         bad = []
         for number, line in enumerate(whole.splitlines(keepends=True), 1):
             try:
-                parse_lines(line, name)
+                parse_lines(line, name, name)
             except NewerSchema:
                 yield Finding(
                     check="files",
@@ -161,7 +161,7 @@ def _cut_tail(workspace: Workspace, path: Path, whole: bytes, tail: bytes, mend:
 
 
 def _take_out(workspace: Workspace, path: Path, whole: bytes, bad: list[int], mend: bool) -> Finding:
-    """Lines that are no JSON, out of the file; each line stands for itself."""
+    """Damaged lines, out of the file; each line stands for itself."""
     name = path.relative_to(workspace.root).as_posix()
     words = f"line{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad[:5]))}{' …' if len(bad) > 5 else ''}"
     if mend:
@@ -177,7 +177,7 @@ def _take_out(workspace: Workspace, path: Path, whole: bytes, bad: list[int], me
     return Finding(
         check="files",
         level="wrong",
-        what=f"{name}, {words}: no JSON, so nothing can read the file; {loss}",
+        what=f"{name}, {words}: damaged, so nothing can read the file; {loss}",
         mend=f"moved to {_shown(workspace, aside)}"
         if mend
         else "--mend moves them to damaged/; or restore from a copy",

@@ -98,6 +98,19 @@ def full_disk(error: BaseException) -> DiskFull | None:
     return None
 
 
+def unreadable(error: BaseException) -> ArtifactDamaged | None:
+    """The sentence for an error of Arrow's or DuckDB's, for which a file is not the Parquet that was written; None for
+    others."""
+    kind = type(error)
+    if kind.__module__.partition(".")[0] not in ("pyarrow", "duckdb", "_duckdb"):
+        return None
+    said = str(error).partition("\n")[0] or kind.__name__
+    return ArtifactDamaged(
+        f"a Parquet file cannot be read: {said}; `gristmill doctor "
+        "--deep` finds what is damaged in a workspace, and --mend sets it aside, so that the next run makes it again"
+    )
+
+
 class EngineError(GristmillError, RuntimeError):
     """The Prefect API cannot be reached or started."""
 

@@ -231,10 +231,12 @@ def read_evaluation(store: Store, ref: ArtifactRef) -> Evaluation:
 
     Raises:
         UsageError: another version of Gristmill wrote it.
+        ArtifactDamaged: it is not what was written.
     """
     try:
         return Evaluation.model_validate(store.read_json(ref, FILE))
     except ValidationError as error:
+        store.verify(ref)
         found = store.manifest(ref).gristmill
         raise UsageError(
             f"{ref} was written by gristmill {found}, whose evaluations this version does not read; evaluate again: "

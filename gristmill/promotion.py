@@ -15,10 +15,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gristmill.artifact import ArtifactRef
 from gristmill.comparison import Comparison, Guard, compare, guards
+from gristmill.errors import UsageError
 from gristmill.evaluation import Evaluation
 from gristmill.power import Needed, needed
 from gristmill.recipe import PromoteRecipe
@@ -164,6 +165,18 @@ def _once(lift: Estimate) -> bool:
 
 
 def read_decision(store: Store, ref: ArtifactRef) -> Decision:
-    """A decision from the store; its file also names challenger and champion."""
+    """A decision from the store; its file also names challenger and champion.
+
+    Raises:
+        UsageError: another version of Gristmill wrote it.
+        ArtifactDamaged: it is not what was written.
+    """
     value = store.read_json(ref, FILE)
-    return Decision.model_validate({name: value[name] for name in Decision.model_fields if name in value})
+    try:
+        return Decision.model_validate({name: value[name] for name in Decision.model_fields if name in value})
+    except (ValidationError, TypeError) as error:
+        store.verify(ref)
+        found = store.manifest(ref).gristmill
+        raise UsageError(
+            f"{ref} was written by gristmill {found}, whose decisions this version does not read"
+        ) from error

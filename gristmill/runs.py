@@ -48,6 +48,34 @@ Outcome = Literal["done", "failed", "refused", "interrupted"]
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
+class Started(BaseModel):
+    """A line of runs.jsonl: a run began."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    time: str
+    run: int
+    event: Literal["start"]
+    command: tuple[str, ...]
+    recipe: dict[str, Any]
+    refresh: Refresh
+    pid: int
+    gristmill: str
+    engine: str | None
+
+
+class Ended(BaseModel):
+    """A line of runs.jsonl: a run ended."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    time: str
+    run: int
+    event: Literal["end"]
+    outcome: Outcome
+    error: str | None
+
+
 class Production(BaseModel):
     """One line of the journal: a stage that ended with a result."""
 
@@ -200,11 +228,13 @@ def runs(workspace: Workspace) -> list[Run]:
     for line in workspace.read(RUNS):
         run = found.setdefault(line["run"], Run(line["run"]))
         if line["event"] == "start":
-            run.started, run.command, run.recipe = line["time"], tuple(line["command"]), line["recipe"]
-            run.refresh, run.pid, run.engine = Refresh.model_validate(line["refresh"]), line["pid"], line["engine"]
-            run.gristmill = line["gristmill"]
+            began = Started.model_validate(line)
+            run.started, run.command, run.recipe = began.time, began.command, began.recipe
+            run.refresh, run.pid, run.engine = began.refresh, began.pid, began.engine
+            run.gristmill = began.gristmill
         else:
-            run.ended, run.outcome, run.error = line["time"], line["outcome"], line["error"]
+            ended = Ended.model_validate(line)
+            run.ended, run.outcome, run.error = ended.time, ended.outcome, ended.error
     for line in workspace.read(JOURNAL):
         if "stage" not in line:
             continue

@@ -215,8 +215,16 @@ class Store:
             )
 
     def read_json(self, ref: ArtifactRef, name: str) -> Any:
-        """A JSON file of the payload."""
-        return orjson.loads((self.path(ref) / name).read_bytes())
+        """A JSON file of the payload.
+
+        Raises:
+            ArtifactMissing: no such artifact.
+            ArtifactDamaged: the file is gone, or is no JSON.
+        """
+        try:
+            return orjson.loads((self.path(ref) / name).read_bytes())
+        except (FileNotFoundError, orjson.JSONDecodeError) as error:
+            raise damaged(ref, name, "no such file" if isinstance(error, OSError) else f"no JSON ({error})") from None
 
     def refs(self) -> Iterator[ArtifactRef]:
         """Every complete artifact, by kind and digest."""
@@ -236,6 +244,14 @@ class Store:
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
+
+
+def damaged(ref: ArtifactRef, name: str, found: str) -> ArtifactDamaged:
+    """The error for a file of an artifact that is not what was written."""
+    return ArtifactDamaged(
+        f"{ref.location}/{name} is damaged: {found}; `gristmill doctor --deep --mend` sets the artifact aside, and the "
+        "run that made it makes it again"
+    )
 
 
 @cache

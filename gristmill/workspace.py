@@ -27,6 +27,7 @@ from typing import Any
 
 import orjson
 
+from gristmill import entries
 from gristmill.artifact import now, refuse_newer
 from gristmill.errors import StoreError, WorkspaceBusy, WorkspaceLost
 from gristmill.remote.bucket import remote_url
@@ -204,7 +205,8 @@ class Workspace:
 
     def read(self, name: str) -> list[Any]:
         """The complete lines of such a file, oldest first; [] when there is none."""
-        return read_lines(self.root / name)
+        path = self.root / name
+        return parse_lines(path.read_bytes(), str(path), name) if path.exists() else []
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""
@@ -253,21 +255,36 @@ def read_lines(path: Path) -> list[Any]:
     return parse_lines(path.read_bytes(), str(path)) if path.exists() else []
 
 
-def parse_lines(data: bytes, where: str) -> list[Any]:
-    """The complete lines in a file's bytes; a last one without a newline is owed again."""
+def parse_lines(data: bytes, where: str, name: str | None = None) -> list[Any]:
+    """The complete lines in a file's bytes; a last one without a newline is owed again.
+
+    Args:
+        where: what an error calls the file.
+        name: the file's, relative to the workspace, where its lines must be what that file has.
+
+    Raises:
+        StoreError: a line is no JSON, or not what this file has.
+        NewerSchema: a newer Gristmill wrote one.
+    """
     lines = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise StoreError(
-                f"{where}, line {number}: expected JSON, found {line[:40]!r} ({error.msg}); `gristmill doctor "
-                "--mend` moves that line aside (every line stands for itself), or restore the file from a copy"
-            ) from None
+            raise _bad_line(where, number, f"expected JSON, found {line[:40]!r} ({error.msg})") from None
         if isinstance(value, dict) and isinstance(version := value.get("schema_version"), int):
             refuse_newer(version, LINES_VERSION, f"{where}, line {number},")
+        if name is not None and (wrong := entries.problem(name, value)):
+            raise _bad_line(where, number, f"found {line[:40]!r}…, which is damaged ({wrong})")
         lines.append(value)
     return lines
+
+
+def _bad_line(where: str, number: int, found: str) -> StoreError:
+    return StoreError(
+        f"{where}, line {number}: {found}; `gristmill doctor --mend` moves that line aside (every line stands for "
+        "itself), or restore the file from a copy"
+    )
 
 
 def without_folder(record: bytes) -> bytes:

@@ -44,7 +44,7 @@ def test_only_what_is_new_is_copied(target: Workspace, tmp_path: Path) -> None:
     source = Workspace(tmp_path / "source")
     copy(source, target)
     put(source.store, "more")
-    source.append("journal.jsonl", {"stage": "more"})
+    source.append("journal.jsonl", {"note": "more"})
     done = copy(source, target)
     assert (done.artifacts, done.there, done.files) == (1, 17, 1)
     done = copy(source, target)
@@ -54,7 +54,7 @@ def test_only_what_is_new_is_copied(target: Workspace, tmp_path: Path) -> None:
 
 def test_a_copy_that_is_ahead_is_not_set_back(target: Workspace) -> None:
     copy(Workspace(FIRST), target)
-    target.append("journal.jsonl", {"stage": "more"})
+    target.append("journal.jsonl", {"note": "more"})
     before = target.read("journal.jsonl")
     assert copy(Workspace(FIRST), target).files == 0
     assert target.read("journal.jsonl") == before

@@ -19,7 +19,7 @@ import pytest
 from gristmill.champions import champions
 from gristmill.doctor import examine
 from gristmill.doctor_command import still_wrong
-from gristmill.errors import DiskFull, WorkspaceLost, full_disk
+from gristmill.errors import ArtifactDamaged, DiskFull, WorkspaceLost, full_disk, unreadable
 from gristmill.runs import recorded, runs
 from gristmill.status import status
 from gristmill.workspace import Workspace
@@ -123,6 +123,20 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_made(tmp_path: Path) ->
     # Not even the end of the run that failed could be written, or it says why.
     assert last.outcome is None or (last.outcome == "failed" and last.error)
     assert again.outcome == "done" and len(again.productions) == len(CHAIN)
+
+
+def test_a_damaged_parquet_file_is_one_sentence_whoever_reads_it(tmp_path: Path) -> None:
+    import duckdb
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"\x00" * 100)
+    for read in (lambda: pq.ParquetFile(file), lambda: duckdb.sql(f"FROM '{file}'")):
+        with pytest.raises(Exception) as caught:
+            read()
+        assert isinstance(said := unreadable(caught.value), ArtifactDamaged)
+        assert "cannot be read" in str(said) and "\n" not in str(said)
+    assert unreadable(ValueError("x")) is None
 
 
 def test_a_full_disk_is_known_whoever_says_so() -> None:

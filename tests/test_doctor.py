@@ -107,10 +107,37 @@ def test_a_garbled_line_is_one_sentence_and_can_be_taken_out(place: Workspace, n
     with pytest.raises(StoreError, match=f"{name}, line 2: expected JSON"):
         status(place)
     (said,) = wrong(place)
-    assert said.startswith(f"{name}, line 2: no JSON")
+    assert said.startswith(f"{name}, line 2: damaged")
     assert wrong(place, mend=True) == []
     assert path.read_bytes() == b"".join(lines)
     assert len(runs(place)) == 1 and len(champions(place)) == 1
+
+
+@pytest.mark.parametrize(
+    "name, line, why",
+    [
+        ("champions.jsonl", {"recipe": "a", "turn": 1}, "recipe_digest: field required"),
+        ("versions.jsonl", {"kind": "dataset", "digest": "Z"}, "number: field required"),
+        ("runs.jsonl", {"run": 1, "event": "stert"}, "time: field required"),
+        ("journal.jsonl", {"stage": "curate", "turn": "x"}, "time: field required"),
+        ("names.jsonl", {"name": 1}, "what: field required"),
+        ("taints.jsonl", 5, "no JSON object"),
+    ],
+)
+def test_a_line_that_is_json_and_no_record_is_one_sentence_too(
+    place: Workspace, name: str, line: object, why: str
+) -> None:
+    """What one flipped byte leaves of a record, mostly."""
+    path = place.root / name
+    before = path.read_bytes() if path.exists() else b""
+    path.write_bytes(before + json.dumps(line).encode() + b"\n")
+    number = len(before.splitlines()) + 1
+    with pytest.raises(StoreError, match=f"{name}, line {number}: found .* damaged \\({why}.*doctor --mend"):
+        place.read(name)
+    (said,) = wrong(place)
+    assert said.startswith(f"{name}, line {number}: damaged")
+    assert wrong(place, mend=True) == []
+    assert path.read_bytes() == before
 
 
 def test_records_of_what_is_gone_are_a_note(place: Workspace) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from gristmill import names
-from gristmill.artifact import ArtifactRef
+from gristmill.artifact import ArtifactRef, now
 from gristmill.champions import roll_back
 from gristmill.cli import app
 from gristmill.errors import UsageError
@@ -75,7 +75,8 @@ def test_the_recipe_loads_again_and_names_no_path(made: Filled, tmp_path: Path) 
     secret = "https://me:hunter2@host/v1"
     settings = build({"name": "tiny", "policy": {"model": str(tmp_path / "secret" / "mine")}}, []).resolved()
     settings["policy"]["base_url"] = secret
-    made.workspace.append("runs.jsonl", {"run": 1, "event": "start", "recipe": settings})
+    start = {"time": now(), "run": 1, "event": "start", "command": ["improve"], "recipe": settings, "refresh": {}}
+    made.workspace.append("runs.jsonl", start | {"pid": 1, "gristmill": "0", "engine": None})
     line = {"run": 1, "turn": 1, "stage": "train", "cached": False, "result": str(made.model), "inputs": []}
     (made.workspace.root / "journal.jsonl").unlink()
     made.workspace.record(line)

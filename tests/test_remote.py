@@ -409,19 +409,19 @@ def test_a_holder_that_was_taken_over_writes_nothing_more(machine: Machine) -> N
         while True:
             try:
                 with there.locked():
-                    for act in (lambda: put(here, "after"), lambda: here.append("champions.jsonl", {"a": 1})):
+                    for act in (lambda: put(here, "after"), lambda: here.append("journal.jsonl", {"a": 1})):
                         with pytest.raises(WorkspaceLost):
                             act()
                     assert list(there.store.refs()) == [first]
-                    assert there.read("champions.jsonl") == []
-                    there.append("champions.jsonl", {"b": 1})
+                    assert there.read("journal.jsonl") == []
+                    there.append("journal.jsonl", {"b": 1})
                     put(here, "late")
                 break
             except WorkspaceBusy:
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
     with machine("third").locked():
-        assert machine("third").read("champions.jsonl") == [{"b": 1}]
+        assert machine("third").read("journal.jsonl") == [{"b": 1}]
 
 
 @pytest.mark.parametrize("machine", ["s3", CEPH], indirect=True)

@@ -54,14 +54,14 @@ def test_a_torn_tail_is_owed_again(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_json_or_newer_are_named(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
-    place.append("champions.jsonl", {"n": 1}, {"n": 2})
-    path = tmp_path / "champions.jsonl"
+    place.append("other.jsonl", {"n": 1}, {"n": 2})
+    path = tmp_path / "other.jsonl"
     path.write_bytes(path.read_bytes() + b"{torn\n")
-    with pytest.raises(StoreError, match=r"champions\.jsonl, line 3: expected JSON, found b'\{torn'"):
-        place.read("champions.jsonl")
+    with pytest.raises(StoreError, match=r"other\.jsonl, line 3: expected JSON, found b'\{torn'"):
+        place.read("other.jsonl")
     path.write_bytes(b'{"schema_version": 2}\n')
     with pytest.raises(NewerSchema, match=r"line 1, has schema version 2"):
-        place.read("champions.jsonl")
+        place.read("other.jsonl")
 
 
 def test_files_are_replaced_as_a_whole(tmp_path: Path) -> None:

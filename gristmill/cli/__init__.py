@@ -16,7 +16,7 @@ from gristmill.cli import loop, data, evidence, lineage, care  # noqa: F401
 
 from gristmill.cli.app import app
 from gristmill.cli.output import quiet_libraries
-from gristmill.errors import GristmillError, full_disk
+from gristmill.errors import GristmillError, full_disk, unreadable
 
 __all__ = ["app", "main"]
 
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        told = error if isinstance(error, GristmillError) else full_disk(error)
+        told = error if isinstance(error, GristmillError) else full_disk(error) or unreadable(error)
         if told is None:
             raise
         for line in (f"error: {told}", *getattr(error, "__notes__", ())):

@@ -157,7 +157,7 @@ class RemoteStore(Store):
         folder = self._temporary(ref)
         try:
             self._take(ref, entry, folder, None)
-            return orjson.loads((folder / name).read_bytes())
+            return orjson.loads((folder / name).read_bytes())  # its sha256 was compared
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

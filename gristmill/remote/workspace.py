@@ -125,7 +125,7 @@ class RemoteWorkspace(Workspace):
 
     def read(self, name: str) -> list[Any]:
         data = self.get_file(name)
-        return [] if data is None else parse_lines(data, f"{self.location}/{name}")
+        return [] if data is None else parse_lines(data, f"{self.location}/{name}", name)
 
     def put_file(self, name: str, data: bytes) -> None:
         self.bucket.write(name, data)
