@@ -27,6 +27,8 @@ from typing import Literal
 
 import pytest
 
+from tests.kept import kept
+
 Fault = Literal["503", "lose request", "lose answer", "hang", "ignore conditions"]
 AZURITE = "azurite@3.37.0"
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -88,7 +90,7 @@ def azurite() -> str:
     (GRISTMILL_TEST_CACHE, else ~/.cache/gristmill-tests); skips the test where it cannot be had, and says why."""
     if there := os.environ.get("AZURITE") or shutil.which("azurite-blob"):
         return there
-    home = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests")) / "azurite"
+    home = kept("azurite")
     command = home / "node_modules" / ".bin" / "azurite-blob"
     if not command.exists():
         npm = shutil.which("npm")

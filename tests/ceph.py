@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.buckets import SECRET, answering, free_port
+from tests.kept import kept
 
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
 _CONFIGURATION = """
@@ -64,7 +65,7 @@ rgw run sync thread = false
 
 def unpacked() -> Path:
     """Ceph's files, fetched once; skips the test where they cannot be had, and says why."""
-    cache = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests")) / "ceph"
+    cache = kept("ceph")
     root = cache / "root"
     if (cache / "complete").exists():
         return root

