@@ -4,7 +4,7 @@ It keeps its database in memory (a file costs a second or more a flow in lock re
 ends with the process that started it, even by SIGKILL. Run state that outlives the run is in the workspace. The
 database of a server that has just started, which takes Prefect's hundred migrations half of its start to make, is
 kept in the cache folder for the next one of that version.
-`configure` must run before Prefect is imported, because Prefect reads its settings then.
+`prefect_api` must be entered before Prefect is imported, because Prefect reads its settings then.
 """
 
 from __future__ import annotations

@@ -98,16 +98,19 @@ def full_disk(error: BaseException) -> DiskFull | None:
     return None
 
 
+_UNREADABLE = {"ArrowInvalid", "InvalidInputException", "IOException", "SerializationException"}
+
+
 def unreadable(error: BaseException) -> ArtifactDamaged | None:
-    """The sentence for an error of Arrow's or DuckDB's, for which a file is not the Parquet that was written; None for
-    others."""
+    """The sentence for the errors of Arrow and DuckDB that mean that a file is not the Parquet that was written; None
+    for others, such as a want of memory, or a query of ours that is wrong."""
     kind = type(error)
-    if kind.__module__.partition(".")[0] not in ("pyarrow", "duckdb", "_duckdb"):
+    if kind.__name__ not in _UNREADABLE or kind.__module__.partition(".")[0] not in ("pyarrow", "duckdb", "_duckdb"):
         return None
     said = str(error).partition("\n")[0] or kind.__name__
     return ArtifactDamaged(
-        f"a Parquet file cannot be read: {said}; `gristmill doctor "
-        "--deep` finds what is damaged in a workspace, and --mend sets it aside, so that the next run makes it again"
+        f"a Parquet file cannot be read: {said}; `gristmill doctor --deep` finds what is damaged in a workspace, and "
+        "--mend sets it aside, so that the next run makes it again"
     )
 
 

@@ -224,7 +224,11 @@ class Store:
         try:
             return orjson.loads((self.path(ref) / name).read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError) as error:
-            raise damaged(ref, name, "no such file" if isinstance(error, OSError) else f"no JSON ({error})") from None
+            found = "no such file" if isinstance(error, OSError) else f"no JSON ({error})"
+            raise ArtifactDamaged(
+                f"{ref.location}/{name} is damaged: {found}; `gristmill doctor --deep --mend` sets the artifact aside, "
+                "and the run that made it makes it again"
+            ) from None
 
     def refs(self) -> Iterator[ArtifactRef]:
         """Every complete artifact, by kind and digest."""
@@ -244,14 +248,6 @@ class Store:
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
-
-
-def damaged(ref: ArtifactRef, name: str, found: str) -> ArtifactDamaged:
-    """The error for a file of an artifact that is not what was written."""
-    return ArtifactDamaged(
-        f"{ref.location}/{name} is damaged: {found}; `gristmill doctor --deep --mend` sets the artifact aside, and the "
-        "run that made it makes it again"
-    )
 
 
 @cache

@@ -137,6 +137,9 @@ def test_a_damaged_parquet_file_is_one_sentence_whoever_reads_it(tmp_path: Path)
         assert isinstance(said := unreadable(caught.value), ArtifactDamaged)
         assert "cannot be read" in str(said) and "\n" not in str(said)
     assert unreadable(ValueError("x")) is None
+    with pytest.raises(duckdb.Error) as mistake:
+        duckdb.sql("SELECT nothing")
+    assert unreadable(mistake.value) is None  # ours, and so a traceback
 
 
 def test_a_full_disk_is_known_whoever_says_so() -> None:

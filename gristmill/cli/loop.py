@@ -28,11 +28,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Run the loop on the embedded environment and model: no GPU, key or network."""
-    from gristmill.recipe import load
-    from gristmill.refresh import Refresh
-
-    again = Refresh(redo_from=redo_from, force=tuple(force or ()))
-    run_improve(load(demo_recipe(), overrides or ()), workspace, json, again)
+    improve(demo_recipe(), overrides, redo_from, force, workspace, json)
 
 
 @app.command(rich_help_panel=LOOP)
