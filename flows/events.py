@@ -68,7 +68,7 @@ def watch(
     """
     if configured_api() is None:
         raise EngineError("no Prefect server is configured; start one and set PREFECT_API_URL (docs/deploy-server.md)")
-    arrivals, count = Arrivals(folder, workspace, settle=settle), 0
+    arrivals, count = Arrivals(folder, workspace, settle=settle, warn=tell), 0
     end = time.monotonic() + settle if once else float("inf")
     while True:
         last = time.monotonic() >= end

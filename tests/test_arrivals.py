@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ class Watch:
         self.folder, self.workspace = tmp_path / "incoming", Workspace(tmp_path / "workspace")
         self.folder.mkdir(exist_ok=True)
         self.now = 0.0
+        self.said: list[str] = []
         self.restart()
 
     def restart(self) -> None:
-        self.arrivals = Arrivals(self.folder, self.workspace, settle=30, clock=lambda: self.now)
+        self.arrivals = Arrivals(self.folder, self.workspace, settle=30, warn=self.said.append, clock=lambda: self.now)
 
     def after(self, seconds: float, *, tell: bool = True) -> list[str]:
         self.now += seconds
@@ -56,10 +58,42 @@ def test_a_file_counts_when_it_is_still(watch: Watch) -> None:
 def test_a_half_written_line_is_waited_for(watch: Watch) -> None:
     file = watch.folder / "a.jsonl"
     file.write_bytes(LINE + b'{"rew')
-    assert watch.after(0) + watch.after(1000) == []
+    assert watch.after(0) == []
+    assert watch.said == []  # it may still grow
+    assert watch.after(1000) + watch.after(1000) == []
+    assert watch.said == [f"{file} does not end with a whole line; it is told when it does"]
     file.write_bytes(LINE + b'{"reward": 0.0}')  # whole, without a newline at the end
     assert watch.after(0) == []
     assert watch.after(31) == ["a.jsonl"]
+
+
+def test_what_is_closed_is_said_once_and_looked_at_again(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed over, its rollouts would be missing without a word."""
+    inner = watch.folder / "inner"
+    inner.mkdir()
+    (inner / "a.jsonl").write_bytes(LINE)
+    (watch.folder / "b.jsonl").write_bytes(LINE * 2)
+    scan = os.scandir
+
+    def closed(path: str) -> object:
+        if Path(path) == inner:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # root reads everything
+    assert watch.after(0) == []
+    assert watch.after(31) == ["b.jsonl"]
+    assert watch.said == [f"{inner} cannot be read: Permission denied; make it readable"]
+    monkeypatch.setattr(os, "scandir", scan)
+    assert watch.after(0) == []
+    assert watch.after(31) == ["a.jsonl"]
+
+
+def test_a_file_that_is_closed_is_said(watch: Watch) -> None:
+    (watch.folder / "b.jsonl").symlink_to(watch.folder / "b.jsonl")  # nobody can read it, not even root
+    assert watch.after(0) + watch.after(31) == []
+    assert len(watch.said) == 1
+    assert watch.said[0].startswith(f"{watch.folder / 'b.jsonl'} cannot be read: ")
 
 
 def test_empty_files_and_others_are_none(watch: Watch) -> None:
@@ -98,4 +132,4 @@ def test_what_was_not_taken_is_told_again(watch: Watch) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
-        Arrivals(tmp_path / "nothing", Workspace(tmp_path), settle=1)
+        Arrivals(tmp_path / "nothing", Workspace(tmp_path), settle=1, warn=print)
