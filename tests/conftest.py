@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.update(
@@ -23,6 +24,17 @@ os.environ.update(
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job is deaf to SIGINT, and so are its children; some tests send it to theirs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, so that what fails was broken by a change; `--hypothesis-profile explore` looks for
+# new ones. Neither depends on how busy the machine is.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile("explore", hypothesis.settings.get_profile("same"), derandomize=False)
+hypothesis.settings.load_profile("same")
 
 _STARTED = time.monotonic()
 _LAST = {"test_kills.py", "test_deployments.py", "test_learning.py"}  # their tests take minutes each

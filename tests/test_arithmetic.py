@@ -27,14 +27,14 @@ def _reward(task: dict, text: str) -> float:
     return arithmetic.verify(task, answer)["reward"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 1), st.integers(0, 1))
 def test_train_and_heldout_share_no_problem(seed, other, turn, heldout_turn):
     train = _problems(arithmetic.make_tasks(100, seed, "train", turn))
     assert not train & _problems(arithmetic.make_tasks(40, other, "heldout", heldout_turn))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**9), st.integers(1, 120))
 def test_tasks_of_a_call_are_distinct_and_turns_are_disjoint(seed, count):
     turns = [_problems(arithmetic.make_tasks(count, seed, "train", turn)) for turn in range(3)]

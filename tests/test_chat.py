@@ -614,7 +614,7 @@ def assert_total(made: dict[str, Any]) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(fuzzed_rows)
 def test_any_object_is_kept_or_has_a_reason(made: dict[str, Any]) -> None:
     assert_total(made)
@@ -716,7 +716,7 @@ def turns(draw: st.DrawFn) -> tuple[list[Any], list[str]]:
     return items, said
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(turns())
 def test_nothing_said_is_lost_or_moved(made: tuple[list[Any], list[str]]) -> None:
     items, said = made

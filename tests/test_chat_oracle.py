@@ -249,9 +249,6 @@ def test_generated_conversations_convert_as_in_gym(gym_python: Path, tmp_path: P
     # Gym takes seconds to import: collect first, then ask once.
     @settings(
         max_examples=500,
-        deadline=None,
-        database=None,
-        derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

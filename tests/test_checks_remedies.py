@@ -65,7 +65,7 @@ def finding(report: Report, id: str) -> Finding:
     st.sampled_from([None, 1, 2]),
     st.sampled_from([[], ["answer_chars < 3"]]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_setting_gives_what_its_remedy_promised(
     rows: list[dict[str, Any]], min_reward: float, per_task: int | None, where: list[str]
 ) -> None:
@@ -88,7 +88,7 @@ def test_each_setting_gives_what_its_remedy_promised(
 
 
 @given(some_rows)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_pair_setting_makes_what_its_remedy_promised(rows: list[dict[str, Any]]) -> None:
     values: dict[str, Any] = {"format": {"method": "dpo", "pairs": {"min_gap": 0.5}}, "checks": {"min_examples": 20}}
     with TemporaryDirectory() as name:
@@ -175,7 +175,7 @@ def test_success_rates_are_recovered() -> None:
     st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=20),
     st.sampled_from([None, 1, 4]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_estimates_never_shrink_and_respect_the_cap(shapes: list[tuple[int, int, int]], cap: int | None) -> None:
     tasks = []
     for rollouts, good, answers in shapes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -259,7 +259,6 @@ def test_real_collections_are_read(shared: Path) -> None:
 # ---- replies
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30), st.lists(st.text(max_size=10), max_size=2))
 def test_chat_replies_become_items_in_gyms_order(text: str, thoughts: list[str]) -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]

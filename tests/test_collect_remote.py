@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gristmill.chat import convert, require_trainable
@@ -257,7 +257,6 @@ def test_a_limit_can_be_raised_and_shards_are_the_whole(tmp_path: Path) -> None:
     assert set.union(*shards) == set(range(10)) and sum(map(len, shards)) == 10
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=12),
     st.integers(0, 400),
@@ -380,7 +379,6 @@ def test_equal_rows_are_one_task_and_stamps_are_none_of_it(tmp_path: Path) -> No
 # ---- pace and classes
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.lists(st.sampled_from(["good", *FailureClass]), max_size=200))
 def test_the_limit_stays_within_its_bounds(most: int, outcomes: list[str]) -> None:
     async def play() -> None:

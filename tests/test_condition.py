@@ -128,7 +128,7 @@ some_rewards = st.lists(
 
 
 @given(some_rewards)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_task_values_are_those_of_plain_python_and_of_the_scale(given_rows: list[tuple[str, int, float]]) -> None:
     rows = [
         rollout(str(n % 4), task=task, repeat=n, reward=reward, agent_ref={"name": agent})

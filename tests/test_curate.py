@@ -119,7 +119,7 @@ some_rows = st.lists(
 
 
 @given(some_rows, st.sampled_from([None, 1, 2]), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rows_are_conserved(rows: list[dict[str, Any]], per_task: int | None, deduplicate: bool) -> None:
     with TemporaryDirectory() as folder:
         selection, counts = select(Path(folder), rows, per_task=per_task, deduplicate=deduplicate)
@@ -130,7 +130,7 @@ def test_rows_are_conserved(rows: list[dict[str, Any]], per_task: int | None, de
 
 
 @given(some_rows, st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_is_chosen_does_not_depend_on_the_order_of_lines(rows: list[dict[str, Any]], rng: random.Random) -> None:
     unique = list({(r["_ng_task_index"], r["_ng_rollout_index"]): r for r in rows}.values())
     shuffled = rng.sample(unique, len(unique))

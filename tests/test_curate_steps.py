@@ -379,9 +379,7 @@ def identity(line: bytes) -> str:
 
 
 @given(many_rows, recipes, judgements, st.integers(0, 3))
-@settings(
-    max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
-)  # shrinking takes minutes
+@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
 def test_the_same_is_chosen_as_by_plain_python(
     rows: list[dict[str, Any]], recipe: dict[str, Any], judged: dict[int, str], seed: int
 ) -> None:

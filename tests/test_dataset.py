@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ values = st.recursive(
     output=text,
     target=st.sampled_from(["trl", "trl-jsonl"]),
 )
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=25)
 def test_text_survives_unchanged(
     tmp_path_factory: pytest.TempPathFactory,
     question: str,
@@ -374,7 +374,7 @@ def test_sides_that_differ_in_reasoning_alone_are_one_answer() -> None:
     ),
     strategy=st.sampled_from(["best_worst", "folded", "all", "random"]),
 )
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_no_cross_task_pair_no_tie_no_identical_sides(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str, float, bool]], strategy: str
 ) -> None:

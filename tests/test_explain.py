@@ -76,7 +76,7 @@ some_rows = st.lists(
 
 
 @given(some_rows, st.sampled_from([None, 1, 2]), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_is_promised_without_a_rule_is_what_happens(
     rows: list[dict[str, Any]], per_task: int | None, balanced: bool
 ) -> None:

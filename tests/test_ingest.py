@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill import ingest as module
@@ -237,7 +237,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(pieces, min_size=1, max_size=30), st.booleans(), st.integers(50, 3000))
 def test_every_line_is_accounted_for(tmp_path_factory, monkeypatch, lines, newline, size):
     """rows_read = rows_kept + Σ dropped = lines that are not blank, however the input falls into parts."""

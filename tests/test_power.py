@@ -117,7 +117,7 @@ def test_one_task_detects_nothing() -> None:
     st.integers(1, 64),
     st.sampled_from([0.9, 0.95, 0.99]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_tasks_needed_are_the_fewest_that_suffice(
     within: float, difference: float, lift: float, samples: int, confidence: float
 ) -> None:
@@ -203,7 +203,7 @@ def test_more_samples_do_not_settle_what_tasks_disagree_about() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_is_needed_is_more_than_there_was(seed: int, tasks: int, samples: int) -> None:
     rng = np.random.default_rng(seed)
     old, new = policies(rng, tasks, 0.05, 0.1)

@@ -135,7 +135,7 @@ VALUE = st.one_of(
 
 
 @given(st.lists(st.tuples(FIELD, st.sampled_from(["", ".x", ".y.z"]), VALUE), min_size=1, max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_override_is_taken_or_refused_in_one_sentence(given: list[tuple[str, str, str]]) -> None:
     try:
         build({}, [f"{field}{deeper}={value}" for field, deeper, value in given])

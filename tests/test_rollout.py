@@ -199,7 +199,7 @@ def mutated(draw):
     return value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(mutated())
 def test_both_ways_of_decoding_agree(value):
     """The partial structs are a shortcut: a reader that has to parse every line whole says the same."""
@@ -236,7 +236,7 @@ def test_half_a_surrogate_pair_stops_nothing(change):
     assert "".join(texts).encode() is not None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_can_be_read(line):
     """Would fail on any exception; what is kept must also parse."""
@@ -245,7 +245,7 @@ def test_any_bytes_can_be_read(line):
         assert isinstance(parse(line), dict)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_real_rows_cut_and_bent_can_be_read(shared, data):
     lines = [line for path in sorted(shared.glob("*.jsonl")) for line in path.read_bytes().splitlines()[:1]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill.errors import RecipeError, UsageError
@@ -132,7 +132,7 @@ def test_an_artifact_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
     assert sum(isinstance(one, Produced) for one in all_events(place)) == 2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(refuse=st.lists(st.booleans(), max_size=30))
 def test_whatever_a_sink_refuses_it_gets_everything_once_and_in_order(
     foreign: Path, tmp_path_factory: pytest.TempPathFactory, refuse: Sequence[bool]

@@ -16,7 +16,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gristmill import targets
@@ -159,7 +159,6 @@ PLAIN_ROWS = [targets.get(name) for name in ("trl", "trl-jsonl", "verl", "axolot
 LLAMAFACTORY = targets.get("llamafactory")
 
 
-@settings(deadline=None)
 @given(question=text, answer=text, wanted=arguments, output=text)
 def test_texts_and_arguments_survive_every_format(question: str, answer: str, wanted: Any, output: str) -> None:
     """Read back from each row's own encoding, they are equal, whatever characters or nesting they have."""
@@ -182,7 +181,6 @@ def decoded(column: Any) -> list[Any]:
     return [orjson.loads(message) if isinstance(message, bytes) else message for message in held]
 
 
-@settings(deadline=None)
 @given(wanted=arguments, answer=st.text(min_size=1, max_size=20), before=text)
 def test_llamafactorys_calls_hold_exact_arguments(wanted: Any, answer: str, before: str) -> None:
     call = talk.calls(("book", wanted), text=before)
