@@ -1,6 +1,6 @@
 """What Gristmill tells Prefect's event stream, for automations.
 
-    gristmill.rollouts.arrived    resource gristmill.rollouts.<sha256>; payload path, bytes, sha256
+    gristmill.rollouts.arrived    resource gristmill.rollouts.<sha256>; payload path (or URL), bytes, sha256
     gristmill.turn.finished       resource gristmill.decision.<digest>; payload recipe, turn, verdict, lift …
 
 An arrival is posted, and its answer awaited, because what starts on it must not be lost. A finished turn goes the way
@@ -22,7 +22,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.server import configured_api
 from gristmill.arrivals import Arrival, Arrivals
-from gristmill.errors import EngineError
+from gristmill.errors import EngineError, StoreUnreachable
 from gristmill.loop import Turn
 from gristmill.promotion import read_decision
 from gristmill.recipe import Recipe
@@ -58,18 +58,20 @@ def finished(store: Store, recipe: Recipe, turn: Turn, *, since: str) -> None:
 
 
 def watch(
-    folder: Path, workspace: Workspace, *, settle: float, poll: float, once: bool, tell: Callable[[str], None]
+    place: Path | str, workspace: Workspace, *, settle: float, poll: float, once: bool, tell: Callable[[str], None]
 ) -> int:
-    """Tell of files as they arrive; how many. `once`: ends after what is there has been looked at.
+    """Tell of files as they arrive in a folder or under a URL; how many. `once`: ends when what is there was seen.
 
     Raises:
         EngineError: no server is configured; or, `once`, it does not take an event.
         InputError: there is no such folder.
+        StoreError: the bucket cannot be read; one that does not answer is waited for, unless `once`.
+        UsageError: the URL means nothing, or needs an extra that is not installed.
     """
     if configured_api() is None:
         raise EngineError("no Prefect server is configured; start one and set PREFECT_API_URL (docs/deploy-server.md)")
-    arrivals, count = Arrivals(folder, workspace, settle=settle, warn=tell), 0
-    end = time.monotonic() + settle if once else float("inf")
+    arrivals, count = Arrivals(place, workspace, settle=settle, warn=tell), 0
+    end = float("inf")
     while True:
         last = time.monotonic() >= end
         try:
@@ -83,8 +85,14 @@ def watch(
             if once:
                 raise EngineError(f"the Prefect server did not take an event: {error}") from error
             tell(f"the Prefect server did not take an event, which will be told again: {error}")
+        except StoreUnreachable as error:
+            if once:
+                raise
+            tell(str(error))
         if last:
             return count
+        if once:  # what was seen first has settled by then
+            end = min(end, time.monotonic() + settle)
         time.sleep(max(0.1, min(poll, end - time.monotonic())))
 
 
@@ -98,6 +106,6 @@ def _post(client: SyncPrefectClient, arrival: Arrival) -> None:
                 "prefect.resource.name": Path(arrival.path).name,
             }
         ),
-        payload=arrival.model_dump(mode="json"),
+        payload=arrival.model_dump(mode="json", include={"path", "bytes", "sha256"}),
     )
     client.request("POST", "/events", json=[event.model_dump(mode="json")])

@@ -17,6 +17,7 @@ from gristmill.artifact import ArtifactRef
 from gristmill.errors import InputError, UsageError
 from gristmill.evaluation import Evaluation, Scored, evaluate
 from gristmill.identity import digest
+from gristmill.remote.bucket import remote_url
 
 _Task = tuple[str | None, int | None, str | None]
 """Agent, task index, prompt."""
@@ -33,7 +34,12 @@ class FromFile(NamedTuple):
 def is_files(name: str) -> bool:
     """Whether a name means rollout files and no policy."""
     path = Path(name)
-    return path.is_file() or any(mark in name for mark in "*?[") or name.endswith((".jsonl", ".gz", ".zst"))
+    return (
+        path.is_file()
+        or remote_url(name) is not None
+        or any(mark in name for mark in "*?[")
+        or name.endswith((".jsonl", ".gz", ".zst"))
+    )
 
 
 def of_files(names: Sequence[str], *, confidence: float, solved_at: float | None) -> list[FromFile]:

@@ -20,8 +20,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gristmill import progress
 from gristmill.errors import InputError, UsageError
 from gristmill.recipe import Recipe, build, load
+from gristmill.remote.bucket import remote_url
 
 if TYPE_CHECKING:
     from gristmill.checks.catalogue import Report
@@ -108,7 +110,11 @@ def read_arguments(arguments: Sequence[str], options: Options) -> Request:
         UsageError: two recipes, no files, or options that do not validate.
     """
     recipes = [one for one in arguments if Path(one).suffix in (".yaml", ".yml")]
-    pairs = [one for one in arguments if "=" in one and one not in recipes and not Path(one).exists()]
+    pairs = [
+        one
+        for one in arguments
+        if "=" in one and one not in recipes and not Path(one).exists() and remote_url(one) is None
+    ]
     files = tuple(one for one in arguments if one not in recipes and one not in pairs)
     if len(recipes) > 1:
         raise UsageError(f"one recipe at a time, found {', '.join(recipes)}")
@@ -246,7 +252,7 @@ def explain_files(request: Request, *, json: bool = False, console: Console | No
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A line on standard error for each stage, in a terminal."""
-    words = {"read": "reading rollouts", "write": "writing rows", "check": "checking"}
+    words = {"fetch": "fetching", "read": "reading rollouts", "write": "writing rows", "check": "checking"}
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
     shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -257,7 +263,11 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             stages[stage] = shown.add_task(words[stage], total=total or None)
         shown.update(stages[stage], completed=done, total=total or None)
 
-    with shown:
+    def heard(update: progress.Update) -> None:
+        if update.stage in words and update.total:
+            tell(update.stage, update.done, update.total)
+
+    with shown, progress.listening(heard):
         yield tell
 
 

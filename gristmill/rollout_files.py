@@ -1,4 +1,7 @@
-"""Which files hold rollouts: what a user names, resolved; sidecars that lie beside them left out."""
+"""Which files hold rollouts: what a user names, resolved; sidecars that lie beside them left out.
+
+What is in a bucket is copied to this disk first (gristmill/remote/rollouts.py).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gristmill.errors import InputError
+from gristmill.remote.bucket import remote_url
 
+SIDECARS_READ = ("_materialized_inputs.jsonl", "_failures.jsonl")
+"""What a rollout file's name, up to `.jsonl`, is followed by in those sidecars that something reads."""
 _SIDECARS = (
-    "_materialized_inputs.jsonl",
-    "_failures.jsonl",
+    *SIDECARS_READ,
     "_reward_profiling.jsonl",
     "_aggregate_metrics.json",
     "_agent_metrics.json",
@@ -22,15 +27,21 @@ def find_rollout_files(paths: Sequence[Path | str]) -> list[Path]:
     """Resolve files, directories (searched through) and globs to rollout files, sidecars left out.
 
     A file that is named is taken whatever its name. Each file comes once, in the order given, and within a
-    directory or a glob sorted.
+    directory or a glob sorted. Each may be a URL of the kind `s3://bucket/prefix`; its files are copies on this disk.
 
     Raises:
         InputError: something named is not there, or holds no rollouts.
+        StoreError: a bucket that does not answer, or does not let us.
+        UsageError: a URL that means nothing, or needs an extra that is not installed.
     """
     found: dict[Path, Path] = {}
     for given in paths:
         path = Path(given)
-        if path.is_dir():
+        if url := remote_url(given):
+            from gristmill.remote.rollouts import fetch
+
+            inside = fetch(url)
+        elif path.is_dir():
             inside = [file for file in files_below(path) if is_rollout_name(file.name)]
             if not inside:
                 raise InputError(f"{path} holds no rollout files (*.jsonl, *.jsonl.gz, *.jsonl.zst)")

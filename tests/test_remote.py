@@ -31,40 +31,13 @@ from gristmill.remote.bucket import Bucket, remote_url
 from gristmill.remote.workspace import RemoteWorkspace
 from gristmill.store import Store
 from gristmill.workspace import Workspace
-from tests import buckets, ceph, gcs
+from tests import buckets
 from tests.buckets import Fault, Proxy
 
 pytest.importorskip("obstore")
 
 Machine = Callable[[str], RemoteWorkspace]
-CEPH = pytest.param("gateway", marks=pytest.mark.live)  # its 66 MB of packages are fetched once
-AZURE = pytest.param("azure", marks=pytest.mark.live)
-GOOGLE = pytest.param("google", marks=pytest.mark.live)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    pytest.importorskip("moto")
-    with buckets.s3() as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with buckets.azure(tmp_path_factory.mktemp("azurite")) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with ceph.s3(tmp_path_factory.mktemp("ceph")) as served:
-        yield served.port
-
-
-@pytest.fixture(scope="module")
-def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with gcs.gs(tmp_path_factory.mktemp("google")) as environment:
-        yield environment
+CEPH, GOOGLE = (pytest.param(name, marks=pytest.mark.live) for name in ("gateway", "google"))
 
 
 def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -79,20 +52,10 @@ def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machi
     return machine
 
 
-@pytest.fixture(params=["memory", "s3", AZURE, CEPH, GOOGLE])
-def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+@pytest.fixture
+def machine(bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A new workspace in each kind of store."""
-    monkeypatch.setenv("GRISTMILL_REMOTE_PATIENCE", "5")
-    if request.param == "memory":
-        return machines(f"memory://{tmp_path.name}", tmp_path, monkeypatch)
-    served = request.getfixturevalue(request.param)
-    scheme, environment = {
-        "azure": lambda: ("az", buckets.azure_environment(served)),
-        "google": lambda: ("gs", served),
-    }.get(request.param, lambda: ("s3", buckets.s3_environment(served)))()
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return machines(f"{scheme}://bucket/{tmp_path.name}", tmp_path, monkeypatch)
+    return machines(bucket_url, tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=["s3", CEPH])
@@ -177,7 +140,7 @@ def test_one_file_is_read_without_fetching_the_rest(machine: Machine) -> None:
     assert not Store.exists(there.store, ref)
 
 
-@pytest.mark.parametrize("machine", ["s3", CEPH, GOOGLE], indirect=True)
+@pytest.mark.parametrize("bucket_url", ["s3", CEPH, GOOGLE], indirect=True)
 def test_a_large_file_goes_in_parts_and_comes_back(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     with here.store.draft("checkpoint") as draft:
@@ -397,7 +360,7 @@ def test_a_dead_holder_on_this_machine_is_known_at_once(broken: tuple[Machine, P
         pass
 
 
-@pytest.mark.parametrize("machine", ["s3", CEPH], indirect=True)  # one store suffices for what takes seconds
+@pytest.mark.parametrize("bucket_url", ["s3", CEPH], indirect=True)  # one store suffices for what takes seconds
 def test_a_holder_that_was_taken_over_writes_nothing_more(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     here.lease_seconds = 1.0
@@ -424,7 +387,7 @@ def test_a_holder_that_was_taken_over_writes_nothing_more(machine: Machine) -> N
         assert machine("third").read("journal.jsonl") == [{"b": 1}]
 
 
-@pytest.mark.parametrize("machine", ["s3", CEPH], indirect=True)
+@pytest.mark.parametrize("bucket_url", ["s3", CEPH], indirect=True)
 def test_a_lease_is_renewed_while_its_run_lives(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     here.lease_seconds = 1.0

@@ -15,7 +15,7 @@ from gristmill.cli import loop, data, evidence, lineage, care  # noqa: F401
 # isort: on
 
 from gristmill.cli.app import app
-from gristmill.cli.output import quiet_libraries
+from gristmill.cli.output import quiet_libraries, showing
 from gristmill.errors import GristmillError, full_disk, unreadable
 
 __all__ = ["app", "main"]
@@ -25,7 +25,8 @@ def main() -> None:
     """Entry point: deliberate errors become one sentence and an exit code."""
     quiet_libraries()
     try:
-        app()
+        with showing():
+            app()
     except Exception as error:
         told = error if isinstance(error, GristmillError) else full_disk(error) or unreadable(error)
         if told is None:

@@ -115,7 +115,9 @@ def sinks(
 
 @app.command(rich_help_panel=CARE)
 def watch(
-    folder: Annotated[Path, typer.Argument(help="Folder that rollouts are written to.", show_default=False)],
+    place: Annotated[
+        Path, typer.Argument(help="Folder or URL (s3://…) that rollouts are written to.", show_default=False)
+    ],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     settle: Annotated[float, typer.Option(min=0, help="Seconds for which a file must not have changed.")] = 30,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 10,
@@ -126,7 +128,7 @@ def watch(
     from gristmill.workspace import Workspace
 
     try:
-        run(folder, Workspace(workspace), settle=settle, poll=poll, once=once, tell=print)
+        run(place, Workspace(workspace), settle=settle, poll=poll, once=once, tell=print)
     except KeyboardInterrupt:
         sys.exit(130)
 

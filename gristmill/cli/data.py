@@ -14,7 +14,7 @@ from gristmill.cli.running import prepare_recipe
 
 @app.command(rich_help_panel=DATA)
 def inspect(
-    files: Annotated[list[str], typer.Argument(help="Rollout files (.jsonl, .gz, .zst), folders or globs.")],
+    files: Annotated[list[str], typer.Argument(help="Rollout files (.jsonl, .gz, .zst), folders, globs, or URLs.")],
     json: JsonOption = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file.")] = None,
     quarantine: Annotated[

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from gristmill import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 _ANY_WIDTH = 100_000  # columns of what is no terminal
 
@@ -24,6 +29,44 @@ def print_json(value: Any) -> None:
     import orjson
 
     print(orjson.dumps(value).decode())
+
+
+@contextmanager
+def showing() -> Iterator[None]:
+    """What is under way in the block is one line on standard error, in a terminal; a run that draws its own replaces
+    it."""
+    bar = _Bar()
+    try:
+        with progress.listening(bar):
+            yield
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A listener. Nothing is imported for it before there is something to show."""
+
+    def __init__(self) -> None:
+        self._shown: Progress | None = None
+
+    def __call__(self, update: progress.Update) -> None:
+        if update.state != "running" or update.done >= update.total or not sys.stderr.isatty():
+            self.close()
+            return
+        if self._shown is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._shown.add_task(update.note)
+            self._shown.start()
+        self._shown.update(self._shown.task_ids[0], description=update.note, completed=update.done, total=update.total)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
 
 def quiet_libraries() -> None:

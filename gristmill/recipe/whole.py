@@ -27,7 +27,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, strict=True, description="Seeds tasks, sampling and training.")
     turns: int = Field(2, ge=1, le=100, description="Turns of the loop.")
     rollouts: tuple[str, ...] = Field(
-        (), description="prepare: rollout files, folders and globs. The loop collects its own."
+        (), description="prepare: rollout files, folders, globs, or URLs of such (s3://…). The loop collects its own."
     )
     policy: PolicyRecipe = PolicyRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()

@@ -61,7 +61,7 @@ class Stored(NamedTuple):
 
 
 def remote_url(place: str | Path) -> str | None:
-    """The URL that a `--workspace` means, or None for a folder.
+    """The URL that is meant, or None for a path on this disk.
 
     `Path("s3://bucket/x")` has lost a slash on its way through the command line; both spellings are read.
 
@@ -75,11 +75,11 @@ def remote_url(place: str | Path) -> str | None:
     user, at, _ = rest.partition("/")[0].rpartition("@")
     if at and (":" in user or not scheme.startswith("abfs")):
         raise UsageError(
-            f"the workspace's URL holds credentials ({scheme}://…@{rest.rpartition('@')[2]}); leave them out of it, "
+            f"the URL holds credentials ({scheme}://…@{rest.rpartition('@')[2]}); leave them out of it, "
             "and give them in the environment, as for the cloud's own tools (docs/workspace.md)"
         )
     if "?" in rest or "#" in rest:
-        raise UsageError(f"expected a workspace as {scheme}://bucket/prefix, found a '?' or '#' in it; leave it out")
+        raise UsageError(f"expected {scheme}://bucket/prefix, found a '?' or '#' in it; leave it out")
     return f"{scheme}://{'/'.join(part for part in rest.split('/') if part)}"
 
 
@@ -194,22 +194,18 @@ class Bucket:
         import obstore
 
         def every() -> list[Entry]:
-            return [
-                Entry(meta["path"], meta["size"], (meta["e_tag"] or "").strip('"'), meta["last_modified"])
-                for batch in obstore.list(self._patient, prefix or None)
-                for meta in batch
-            ]
+            return [_entry(meta) for batch in obstore.list(self._patient, prefix or None) for meta in batch]
 
         yield from sorted(self._said(f"list {prefix or 'it'}", every))
 
-    def names(self, folder: str) -> list[str]:
-        """Keys of the objects right in a folder, and not below."""
+    def folder(self, prefix: str) -> list[Entry]:
+        """The objects right in a folder, and not below, by key."""
         import obstore
 
-        def found() -> list[str]:
-            return [meta["path"] for meta in obstore.list_with_delimiter(self._patient, folder or None)["objects"]]
+        def found() -> list[Entry]:
+            return [_entry(meta) for meta in obstore.list_with_delimiter(self._patient, prefix or None)["objects"]]
 
-        return sorted(self._said(f"list {folder or 'it'}", found))
+        return sorted(self._said(f"list {prefix or 'it'}", found))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
@@ -299,7 +295,7 @@ class Bucket:
                 f"{self.url}: not allowed to {what}{_status(text)}; check the credentials in the environment and what "
                 "they may do (docs/workspace.md)"
             )
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or _no_bucket(text):
             return StoreError(f"{self.url}: there is no such bucket or container; create it, or mend the URL")
         if isinstance(error, OSError) and error.strerror:
             return StoreError(f"{self.url}: could not {what}: {error.strerror}")
@@ -321,9 +317,7 @@ def _connect(url: str, patience: float) -> ObjectStore:
         from obstore.store import from_url
     except ImportError:
         extra = SCHEMES.get(scheme, "s3")
-        raise UsageError(
-            f"a workspace at {scheme}:// needs the extra [{extra}]: pip install 'gristmill[{extra}]'"
-        ) from None
+        raise UsageError(f"{scheme}:// needs the extra [{extra}]: pip install 'gristmill[{extra}]'") from None
     if scheme == "memory":
         return _in_memory(url)
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
@@ -340,7 +334,7 @@ def _connect(url: str, patience: float) -> ObjectStore:
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise UsageError(f"{url} is no address of a workspace: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{url} is no address of a bucket: {str(error).splitlines()[0]}") from None
 
 
 def _aws_profile() -> Any:
@@ -365,6 +359,10 @@ def _in_memory(url: str) -> ObjectStore:
     from obstore.store import MemoryStore
 
     return MemoryStore()
+
+
+def _entry(meta: Any) -> Entry:
+    return Entry(meta["path"], meta["size"], (meta["e_tag"] or "").strip('"'), meta["last_modified"])
 
 
 def _version(meta: Any) -> Version:

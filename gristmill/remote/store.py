@@ -11,27 +11,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
-from gristmill import progress
 from gristmill.artifact import MANIFEST, ArtifactRef, FileEntry, Manifest, read_manifest
 from gristmill.errors import ArtifactDamaged, ArtifactMissing, StoreError
 from gristmill.remote.bucket import Bucket
 from gristmill.remote.lease import Lease
+from gristmill.remote.transfer import Counter, each, write_whole
 from gristmill.store import Store
-
-T = TypeVar("T")
-
-THREADS = 8
-_TOLD = 16 * 1024 * 1024  # bytes from which on a transfer shows its progress
-_TICK = 0.2  # seconds
 
 
 class RemoteStore(Store):
@@ -138,7 +130,7 @@ class RemoteStore(Store):
             ArtifactDamaged: names the first file that differs.
         """
         files = self.manifest(ref).files
-        for entry, found in zip(files, _each(files, lambda entry: self._digest(ref, entry, watch)), strict=True):
+        for entry, found in zip(files, each(files, lambda entry: self._digest(ref, entry, watch)), strict=True):
             if found != entry.sha256:
                 raise self._damaged(ref, entry, f"sha256 {found[:12]}" if found else "no such file")
         if Store.exists(self, ref):
@@ -214,13 +206,13 @@ class RemoteStore(Store):
     def _upload(self, manifest: Manifest) -> None:
         ref, folder = manifest.ref, self.root / manifest.ref.location
         total = sum(entry.bytes for entry in manifest.files)
-        counted = _Counter()
+        counted = Counter()
 
         def send(entry: FileEntry) -> None:
             self.bucket.upload(f"{ref.location}/{entry.name}", folder / entry.name)
             counted.add(entry.bytes)
 
-        _each(manifest.files, send, counted.telling(total, "bytes, uploading"))
+        each(manifest.files, send, counted.telling(total, "bytes, uploading"))
         self._listed.pop(ref.location, None)
         sizes = self._sizes(ref)
         for entry in manifest.files:
@@ -240,10 +232,10 @@ class RemoteStore(Store):
     def _fetch(self, ref: ArtifactRef) -> None:
         manifest = self.manifest(ref)
         total = sum(entry.bytes for entry in manifest.files)
-        counted = _Counter()
+        counted = Counter()
         folder = self._temporary(ref)
         try:
-            _each(
+            each(
                 manifest.files,
                 lambda entry: self._take(ref, entry, folder, counted.add),
                 counted.telling(total, "bytes, fetching"),
@@ -297,47 +289,3 @@ class RemoteStore(Store):
     def _require_lease(self) -> None:
         if self.lease is not None:
             self.lease.check()
-
-
-def _each(
-    entries: Sequence[FileEntry], act: Callable[[FileEntry], T], tell: Callable[[], None] | None = None
-) -> list[T]:
-    """Act on every file, several at a time; results in order. `tell` is called from this thread now and then."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(act, entry) for entry in entries]
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, _TICK if tell else None, FIRST_EXCEPTION)
-            if tell:
-                tell()
-            if any(future.exception() for future in finished):
-                pool.shutdown(cancel_futures=True)
-                break
-        for future in futures:
-            if not future.cancelled() and (error := future.exception()):
-                raise error
-        return [future.result() for future in futures]
-
-
-class _Counter:
-    """A number that several threads add to."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self._lock = threading.Lock()
-
-    def add(self, amount: int) -> None:
-        with self._lock:
-            self.value += amount
-
-    def telling(self, total: int, note: str) -> Callable[[], None] | None:
-        """What shows the progress of a large transfer; None for one that is over before anybody looks."""
-        return (lambda: progress.advance(self.value, total, note)) if total >= _TOLD else None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """All or nothing, for files that other processes may read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -31,7 +31,8 @@ from gristmill.errors import StoreError
 from gristmill.identity import digest
 from gristmill.remote.bucket import Bucket, Entry, remote_url
 from gristmill.remote.lease import SECONDS, Lease
-from gristmill.remote.store import THREADS, RemoteStore, write_whole
+from gristmill.remote.store import RemoteStore
+from gristmill.remote.transfer import THREADS, write_whole
 from gristmill.workspace import Workspace, parse_lines, without_folder
 
 _ATTEMPTS = 100
@@ -96,9 +97,9 @@ class RemoteWorkspace(Workspace):
 
     def refresh(self) -> None:
         for folder in ("", "reviews"):
-            for key in self.bucket.names(folder):
-                if key.endswith(".jsonl"):
-                    self.get_file(key)
+            for entry in self.bucket.folder(folder):
+                if entry.key.endswith(".jsonl"):
+                    self.get_file(entry.key)
         self._fetch_results()
 
     def append(self, name: str, *lines: dict[str, Any]) -> None:

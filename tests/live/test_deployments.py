@@ -24,7 +24,9 @@ import httpx
 import pytest
 import yaml
 
+from gristmill.remote.bucket import Bucket
 from gristmill.workspace import Workspace
+from tests.buckets import s3_environment
 
 pytestmark = pytest.mark.live
 
@@ -96,10 +98,11 @@ def descendants(pid: int) -> list[int]:
 
 
 class Stack:
-    """Postgres, a server, two workers."""
+    """Postgres, a server, two workers; they may use a bucket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bucket: dict[str, str]) -> None:
         self.folder = folder
+        self.bucket = bucket
         self.workspace = folder / "workspace"
         self.port, self.database = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
@@ -116,6 +119,7 @@ class Stack:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
+            **bucket,
         }
 
     def start(self, name: str, command: list[str], **changes: str) -> None:
@@ -251,13 +255,13 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack(s3: int) -> Iterator[Stack]:
     if postgres_programs() is None:
         pytest.skip("no Postgres here (Debian: postgresql)")
     if os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
         pytest.skip("Postgres does not run as root, and there is no user postgres")
     with tempfile.TemporaryDirectory(prefix="gristmill-stack-") as folder:  # pytest's own folders are closed to others
-        stack = Stack(Path(folder))
+        stack = Stack(Path(folder), s3_environment(s3))
         try:
             stack.start_postgres()
             stack.start_server()
@@ -342,6 +346,27 @@ def test_a_finished_turn_and_arriving_rollouts_are_events(stack: Stack) -> None:
     (run,) = until(lambda: stack.runs("prepare"), 60, "run of prepare")
     assert run["parameters"]["files"] == [str(stack.folder / "incoming" / "monday.jsonl")]
     stack.ends(run["id"], "Completed")
+
+
+def test_rollouts_that_arrive_in_a_bucket_start_a_run(stack: Stack) -> None:
+    """The worker fetches them by itself: what it is told is a URL."""
+    store = Workspace(stack.workspace).store
+    made = next(store.path(ref) / "rollouts.jsonl" for ref in store.refs() if ref.kind == "rollouts")
+    url = "s3://bucket/incoming/date=2026-01-01"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.bucket.items():
+            patch.setenv(name, value)
+        Bucket(url).write("tuesday.jsonl", made.read_bytes() + made.read_bytes().splitlines(keepends=True)[0])
+    told = [stack.gristmill("watch", "s3://bucket/incoming", "-w", "watched", "--once", "--settle", "1") for _ in "12"]
+    assert [one.returncode for one in told] == [0, 0], told[0].stderr
+    assert f"{url}/tuesday.jsonl" in told[0].stdout and told[1].stdout == ""
+    wanted = [f"{url}/tuesday.jsonl"]
+    (run,) = until(
+        lambda: [one["id"] for one in stack.runs("prepare") if one["parameters"]["files"] == wanted],
+        60,
+        "run of prepare",
+    )
+    stack.ends(run, "Completed")
 
 
 def test_a_restart_of_the_server_ends_no_run(stack: Stack) -> None:
