@@ -53,15 +53,16 @@ class _Bar:
         if update.state != "running" or update.done >= update.total or not sys.stderr.isatty():
             self.close()
             return
+        note = f"{update.done:,} of {update.total:,} {update.note}"
         if self._shown is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            columns = (BarColumn(), TextColumn("{task.description}"))
             self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._shown.add_task(update.note)
+            self._shown.add_task(note, total=update.total)
             self._shown.start()
-        self._shown.update(self._shown.task_ids[0], description=update.note, completed=update.done, total=update.total)
+        self._shown.update(self._shown.task_ids[0], description=note, completed=update.done, total=update.total)
 
     def close(self) -> None:
         if self._shown is not None:
