@@ -158,9 +158,10 @@ def test_the_template_of_docker_knows_the_variables() -> None:
 def test_manifests_are_kubernetes() -> None:
     folder = HERE / "kubernetes"
     listed = documents(folder / "kustomization.yaml")[0]["resources"]
-    assert {path.name for path in folder.glob("*.yaml")} == {*listed, "kustomization.yaml", "ray-job.yaml"}
+    alone = {"watch.yaml", "ray-job.yaml"}  # for whoever wants it
+    assert {path.name for path in folder.glob("*.yaml")} == {*listed, "kustomization.yaml", *alone}
     kinds = set()
-    for document in [one for name in listed for one in documents(folder / name)]:
+    for document in [one for name in (*listed, "watch.yaml") for one in documents(folder / name)]:
         valid(document)
         kinds.add(document["kind"])
         assert "namespace" not in document["metadata"], "kustomize sets it"
@@ -168,6 +169,26 @@ def test_manifests_are_kubernetes() -> None:
             contained(document["spec"]["template"]["spec"])
     assert "Secret" not in kinds, "secrets are made by whoever deploys"
     assert {"Role", "RoleBinding", "PersistentVolumeClaim", "NetworkPolicy", "StatefulSet", "Deployment"} <= kinds
+
+
+def test_whoever_watches_may_reach_the_server_and_asks_what_there_is() -> None:
+    from typer.main import get_command
+
+    from gristmill.cli import app
+
+    (watch,) = documents(HERE / "kubernetes" / "watch.yaml")
+    pod = watch["spec"]["template"]
+    policies = {one["metadata"]["name"]: one["spec"] for one in documents(HERE / "kubernetes" / "network.yaml")}
+    (allowed,) = policies["prefect-server"]["ingress"][0]["from"][0]["podSelector"]["matchExpressions"]
+    assert pod["metadata"]["labels"][allowed["key"]] in allowed["values"]
+    for words in (
+        pod["spec"]["containers"][0]["args"],
+        compose(PREFECT_PASSWORD="a", POSTGRES_PASSWORD="b")["services"]["watch"]["command"],
+    ):
+        assert words[0] == "gristmill"
+        command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
+        asked = command.make_context(words[1], words[2:]).params
+        assert str(asked["workspace"]) == "/workspace" and asked["place"]
 
 
 def test_the_ray_job_has_valid_pods() -> None:
@@ -217,7 +238,7 @@ def test_compose_asks_for_passwords_and_keeps_leases_on_disk() -> None:
     assert server["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith("lease_storage.filesystem")
     assert all(port.startswith("127.0.0.1:") for port in server["ports"])
     assert "ports" not in services["postgres"]
-    for name in ("server", "worker", "worker-gpu", "deploy"):
+    for name in ("server", "worker", "worker-gpu", "watch", "deploy"):
         assert services[name]["cap_drop"] == ["ALL"]
 
 
