@@ -29,7 +29,7 @@ import pytest
 
 from tests.kept import kept
 
-Fault = Literal["503", "lose request", "lose answer", "hang", "ignore conditions"]
+Fault = Literal["403", "503", "lose request", "lose answer", "hang", "ignore conditions"]
 AZURITE = "azurite@3.37.0"
 AZURE_ACCOUNT = "devstoreaccount1"
 # The emulator's well-known key: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
@@ -164,8 +164,8 @@ class Proxy:
                 if fault in ("lose request", "hang"):
                     self.close_connection = True
                     return
-                if fault == "503":
-                    self.send_response(503)
+                if fault in ("403", "503"):
+                    self.send_response(int(fault))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

@@ -37,7 +37,7 @@ from tests.buckets import Fault, Proxy
 pytest.importorskip("obstore")
 
 Machine = Callable[[str], RemoteWorkspace]
-CEPH, GOOGLE = (pytest.param(name, marks=pytest.mark.live) for name in ("gateway", "google"))
+CEPH, AZURE, GOOGLE = (pytest.param(name, marks=pytest.mark.live) for name in ("gateway", "azure", "google"))
 
 
 def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -496,6 +496,49 @@ def test_a_bucket_that_is_not_there_is_said(s3: int, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     with pytest.raises(StoreError, match="there is no such bucket or container"), Workspace("s3://none/x").locked():
         pass
+
+
+def test_what_is_not_allowed_is_said(broken: tuple[Machine, Proxy]) -> None:
+    machine, proxy = broken
+    proxy.breaks = lambda method, path: "403"
+    with pytest.raises(
+        StoreError, match=r"not allowed to read a.txt \(403 Forbidden\); check the credentials"
+    ) as raised:
+        machine("here").bucket.read("a.txt")
+    assert not isinstance(raised.value, StoreUnreachable)  # waiting mends nothing
+
+
+@pytest.mark.parametrize("bucket_url", [CEPH, AZURE], indirect=True)
+def test_wrong_credentials_are_said(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.setenv(name, "d3Jvbmc=")
+    with pytest.raises(StoreError, match=r"not allowed to list it \(403 Forbidden, \w+\); check the cred"):
+        list(machine("here").bucket.entries(""))
+
+
+def test_no_credentials_at_all_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GRISTMILL_REMOTE_PATIENCE", "0.1")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StoreUnreachable, match=r"no credentials to list it with: .* docs/workspace.md says where"):
+        list(Bucket("s3://bucket/x").entries(""))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "computeMetadata/v1/instance/service-accounts/default/token?audience=x",
+        "metadata/identity/oauth2/token?api-version=2019-08-01&resource=x",
+    ],
+)
+def test_the_other_clouds_credentials_too(asked: str) -> None:
+    """What obstore says of Google and Azure; where their libraries look cannot be moved for a test."""
+    error = Exception(
+        f"Error performing GET http://169.254.169.254/{asked} - Server returned status code: 403 Forbidden"
+    )
+    assert "no credentials to list it with" in str(Bucket("memory://any")._words("list it", error))
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,9 @@ _URL = re.compile(rf"({'|'.join(SCHEMES)}|memory):/{{1,2}}(?=[^/])(.*)", re.IGNO
 _BLOCK = 8 * 1024 * 1024  # bytes a download is read in
 _PART = 8 * 1024 * 1024  # bytes of a part of an upload, at least
 _PARTS = 9_000  # at most: S3 takes 10,000
+# Whom the clouds' libraries ask, on the machine itself, when nothing else has given them credentials.
+_METADATA = re.compile("latest/api/token|latest/meta-data|computeMetadata|metadata/identity")
+_REFUSED = re.compile("status code: 40[13]")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 
 Version = Mapping[str, str]
@@ -290,7 +293,13 @@ class Bucket:
         from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
         text = str(error)
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if _METADATA.search(text):
+            return StoreUnreachable(
+                f"{self.url}: no credentials to {what} with: there are none in the environment or the cloud's files, "
+                "and this machine has no role of its own; docs/workspace.md says where they are looked for"
+            )
+        # A listing that is refused has no class of its own.
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
             return StoreError(
                 f"{self.url}: not allowed to {what}{_status(text)}; check the credentials in the environment and what "
                 "they may do (docs/workspace.md)"
