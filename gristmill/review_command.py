@@ -104,12 +104,14 @@ def _open(what: Sequence[str], place: Workspace, sizes: Sizes, judged: Mapping[s
         yield _run(what[0], place, sizes, judged)
         return
     from gristmill.ingest import ingest
+    from gristmill.rollout_files import find_rollout_files
 
+    files = find_rollout_files(what)  # which shows its own progress, where it takes long
     with tempfile.TemporaryDirectory(prefix="gristmill-review-") as folder:
         with ProgressBar(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("reading", total=None)
             result = ingest(
-                list(what),
+                files,
                 Path(folder),
                 copy=False,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
