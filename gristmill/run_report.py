@@ -1,6 +1,6 @@
 """Fill a run's report from the store: evaluations, decisions, funnels, losses and transcripts.
 
-Reads artifacts and their manifests; returns the `RunReport` that `report.render` draws and the `Summary` that
+Reads artifacts and their manifests; returns the `RunReport` that `report_page.render` draws and the `Summary` that
 `--json` prints. Transcripts are taken evenly over the held-out tasks, not picked.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gristmill.artifact import ArtifactRef
 from gristmill.loop import Turn
 from gristmill.recipe import Recipe
-from gristmill.report import render
+from gristmill.report_page import render
 from gristmill.run_report import build
 from gristmill.versions import versions
 from gristmill.workspace import Workspace

@@ -30,15 +30,11 @@ from gristmill.report import (
     StageRow,
     Transcript,
     TurnReport,
-    decision_words,
-    duration,
-    fold,
-    headline,
-    render,
-    settling_words,
-    visible,
 )
+from gristmill.report_page import fold, render, visible
+from gristmill.report_words import decision_words, headline, settling_words
 from gristmill.statistics import Estimate, mean_reward
+from gristmill.words import duration
 
 
 def estimate(mean: float, half: float = 0.08, tasks: int = 64) -> Estimate:
@@ -321,7 +317,7 @@ def test_the_headline_claims_a_rise_only_on_evidence() -> None:
     report = a_report(2)
     assert headline(report).claim == "Held-out mean reward rose from 0.31 to 0.63"
     assert (
-        headline(report).evidence == "+0.32, 95 % interval [+0.27, +0.37], 64 tasks \N{MULTIPLICATION SIGN} 4 samples."
+        headline(report).evidence == "+0.32, 95% interval [+0.27, +0.37], 64 tasks \N{MULTIPLICATION SIGN} 4 samples."
     )
     doubtful = report.model_copy(update={"lift": estimate(0.1, 0.2)})
     assert headline(doubtful).claim.endswith("which may be chance")
@@ -331,7 +327,7 @@ def test_the_headline_claims_a_rise_only_on_evidence() -> None:
     unknown = report.model_copy(update={"lift": None})
     assert "may be chance" in headline(unknown).evidence
     ninety = report.model_copy(update={"confidence": 0.9})
-    assert "90 % interval" in headline(ninety).evidence
+    assert "90% interval" in headline(ninety).evidence
     unscored = report.model_copy(update={"base_score": None})
     assert headline(unscored).claim.startswith("Nothing is proved")
 
