@@ -33,6 +33,10 @@ class Scale(NamedTuple):
         return (value - self.low) / self.unit if self.unit else None
 
 
+UNSCALED = Scale(0.0, 1.0)
+"""Of what has no usable rollout."""
+
+
 def scale(low: float, high: float, binary: bool = False) -> Scale:
     """The scale of values by the least, the greatest, and whether only 0 and 1 occur."""
     return Scale(0.0, 1.0, binary) if low >= 0 and high <= 1 else Scale(low, high)

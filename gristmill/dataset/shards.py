@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -264,3 +265,8 @@ def _one(db: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
     row = cursor.fetchone()
     assert row is not None
     return dict(zip([column[0] for column in cursor.description], row, strict=True))
+
+
+def firsts(units: Sequence[list[Chosen]]) -> list[int]:
+    """Where each unit begins among the shard's rollouts."""
+    return [0, *accumulate(map(len, units))][: len(units)]

@@ -10,29 +10,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self, cast
 
 from gristmill import chat, plain, targets
-from gristmill.dataset.compare import compare, length
+from gristmill.dataset.preferences import Preferences
 from gristmill.dataset.rl import rl_task
-from gristmill.dataset.shards import GROUPED, Chosen, Shard
+from gristmill.dataset.shards import GROUPED, Chosen, Shard, firsts
 from gristmill.dataset.token_ids import stretches
 from gristmill.dataset.tokens import Counting, counting
-from gristmill.example import Example, Labelled, Meta, Preference, Sft, Tokens
-from gristmill.pairs import Candidate, Pair, pair
+from gristmill.example import Example, Labelled, Meta, Sft, Tokens
 from gristmill.reasons import DropReason
 from gristmill.recipe import FormatRecipe
 from gristmill.rollout import Unreadable, parse
-from gristmill.scale import Scale
+from gristmill.scale import UNSCALED, Scale
 from gristmill.table import read_raw
 
 SPLITS = ("train", "validation")
 SHOWN = 3  # examples kept for the rendered sample
 _WRITE_BYTES = 1 << 20  # a write a row costs four times as much
-_ROUNDS = 16  # of pairing a task again after a pair could not be written
-_UNSCALED = Scale(0.0, 1.0)
 
 
 class Job(NamedTuple):
@@ -81,7 +77,7 @@ class Written(NamedTuple):
 
 def write_shard(job: Job) -> Written:
     """Write `<split>-<number>.part` into the job's folder for each split that has rows."""
-    return _Writer(job).write()
+    return Sheet(job).write()
 
 
 def part_path(folder: Path, split: str, number: int) -> Path:
@@ -134,7 +130,9 @@ class _Table:
             self.target.write(self.rows, self.path)
 
 
-class _Writer:
+class Sheet:
+    """What a shard's rows and counts are written on."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.recipe = job.recipe
@@ -163,7 +161,7 @@ class _Writer:
             if self.recipe.method == "rl":
                 self.tasks(units)
             elif self.recipe.method in GROUPED:
-                self.groups(units)
+                Preferences(self).write(units)
             else:
                 self.singles([one for unit in units for one in unit])
         return Written(
@@ -218,121 +216,11 @@ class _Writer:
             self.notes.update(found.lost)
         return found
 
-    # ---- all rollouts of a task together: dpo, reward
-
-    def groups(self, units: Sequence[list[Chosen]]) -> None:
-        """Pair every task; where a pair cannot be written, look for another one, for all tasks at once."""
-        tasks = [_Task(unit, first) for unit, first in zip(units, _firsts(units), strict=True)]
-        waiting = tasks
-        for _ in range(_ROUNDS):
-            for task in waiting:
-                self.pair(task)
-            wanted = {
-                (one.file, one.row): one
-                for task in waiting
-                for pair in task.pairs
-                for side in pair
-                if side not in task.conversations and not task.failed.get(side)
-                for one in [task.rollouts[side]]
-            }
-            found: dict[tuple[int, int], chat.Conversation | DropReason] = {}
-            for one, raw in self.raw([wanted[at] for at in sorted(wanted)]):
-                try:
-                    found[one.file, one.row] = self.conversation(raw)
-                except chat.Unrepresentable as problem:
-                    found[one.file, one.row] = problem.reason
-            waiting = [task for task in waiting if not self.settle(task, found)]
-            if not waiting:
-                break
-        for task in waiting:  # what was found until now
-            task.pairs = [pair for pair in task.pairs if pair in task.ready]
-        for task in tasks:
-            self.finish(task)
-
-    def pair(self, task: _Task) -> None:
-        settings = self.recipe.pairs
-        group = [
-            Candidate(
-                one.rollout_id,
-                one.reward,
-                one.answer_key,
-                one.answer_chars,
-                task.failed.get(position) or (DropReason(one.reason) if one.reason else None),
-                one.metrics or {},
-            )
-            for position, one in enumerate(task.rollouts)
-        ]
-        environment = task.rollouts[0].environment
-        paired = pair(
-            group,
-            settings,
-            self.job.scales.get(environment, _UNSCALED),
-            metrics=self.job.metric_scales.get(environment),
-            seed=self.job.seed,
-            refused=task.refused.keys(),
-        )
-        task.pairs, task.dropped = paired.pairs, paired.dropped
-
-    def settle(self, task: _Task, found: dict[tuple[int, int], chat.Conversation | DropReason]) -> bool:
-        """Make the examples of a task's pairs; False if some cannot be made, so that it must be paired again."""
-        well = True
-        for side in {side for one in task.pairs for side in one}:
-            if side in task.conversations:
-                continue
-            rollout = task.rollouts[side]
-            got = found[rollout.file, rollout.row]
-            if isinstance(got, DropReason):
-                task.failed[side] = got
-                well = False
-            else:
-                task.conversations[side] = got
-        for one in task.pairs:
-            if one in task.ready or not all(side in task.conversations for side in one):
-                continue
-            try:
-                task.ready[one] = self.preference(task, one)
-            except chat.Unrepresentable as problem:
-                task.refused[one] = problem.reason
-                well = False
-        return well
-
-    def preference(self, task: _Task, one: Pair) -> tuple[Preference, targets.Row, int | None]:
-        better, worse = task.rollouts[one.chosen], task.rollouts[one.rejected]
-        conversation = task.conversations[one.chosen]
-        sides = compare(conversation, task.conversations[one.rejected], single=self.target.single_message)
-        if sides is None:
-            raise chat.Unrepresentable(DropReason.NO_DIVERGENCE, "the answers do not part from one history")
-        meta = {
-            "chosen": self.told(better),
-            "rejected": self.told(worse),
-            "task_key": better.task_key,
-            "task_type": better.environment,
-        }
-        example = Preference(
-            sides.prompt, sides.chosen, sides.rejected, conversation.tools, better.reward - worse.reward, meta
-        )
-        fitted, size = self.fitted(example)
-        assert isinstance(fitted, Preference)
-        return fitted, self.target.row(fitted), size
-
-    def finish(self, task: _Task) -> None:
-        used = set()
-        for one in task.pairs:
-            example, row, size = task.ready[one]
-            used |= set(one)
-            roles = [("chosen", task.first + one.chosen), ("rejected", task.first + one.rejected)]
-            self.emit(example, row, size, task.rollouts[one.chosen].validation, roles)
-            self.gaps.append(example.margin)
-            self.lengths.append((length(example.chosen), length(example.rejected)))
-        for position in range(len(task.rollouts)):
-            if position not in used:
-                self.dropped[task.why_not(position)] += 1
-
     # ---- tasks to attempt again: rl
 
     def tasks(self, units: Sequence[list[Chosen]]) -> None:
         unit_of: dict[tuple[int, int], tuple[list[Chosen], int]] = {}
-        for unit, first in zip(units, _firsts(units), strict=True):
+        for unit, first in zip(units, firsts(units), strict=True):
             if (reason := unit[0].reason) is None:
                 unit_of[unit[0].file, unit[0].row] = unit, first
             else:
@@ -414,7 +302,7 @@ class _Writer:
 
     def told(self, one: Chosen) -> Meta:
         told: Meta = {"rollout_id": one.rollout_id, "reward": one.reward}
-        quality = self.job.scales.get(one.environment, _UNSCALED).quality(one.reward)
+        quality = self.job.scales.get(one.environment, UNSCALED).quality(one.reward)
         if quality is not None:
             told["quality"] = quality
         return told
@@ -424,31 +312,3 @@ class _Writer:
 def _target(name: str) -> targets.Target:
     """The target, looked up once a process: that goes through all that is installed."""
     return targets.get(name)
-
-
-def _firsts(units: Sequence[list[Chosen]]) -> list[int]:
-    """Where each unit begins among the shard's rollouts."""
-    return [0, *accumulate(map(len, units))][: len(units)]
-
-
-class _Task:
-    """The rollouts of one task while they are paired; positions are those in `rollouts`, whose first is the shard's
-    `first`."""
-
-    def __init__(self, rollouts: list[Chosen], first: int) -> None:
-        self.rollouts = rollouts
-        self.first = first
-        self.pairs: list[Pair] = []
-        self.dropped: dict[int, DropReason] = {}
-        self.failed: dict[int, DropReason] = {}
-        self.refused: dict[Pair, DropReason] = {}
-        self.conversations: dict[int, chat.Conversation] = {}
-        self.ready: dict[Pair, tuple[Preference, targets.Row, int | None]] = {}
-
-    def why_not(self, position: int) -> DropReason:
-        reason = self.dropped.get(position, DropReason.NOT_PAIRED)
-        if reason is DropReason.NO_GAP:
-            for one, why in self.refused.items():
-                if position in one:
-                    return why
-        return reason
