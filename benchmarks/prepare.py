@@ -332,14 +332,19 @@ def ours_core(file: Path, folder: Path) -> Any:
 
     Returns MB of chosen rows per second of CPU, without what it takes to load the libraries.
     """
+    import duckdb
+    import pyarrow.compute  # noqa: F401
     import pyarrow.parquet as pq
 
     import gristmill.dataset.writer  # noqa: F401
+    from gristmill import targets
     from gristmill.curate import SELECTION
     from gristmill.dataset import write_dataset
     from gristmill.recipe import FormatRecipe
     from gristmill.table import parts
 
+    duckdb.connect().close()
+    targets.get("trl-jsonl")
     work, out = folder / "work", folder / "core"
     out.mkdir()
     counts = {"rows_read": 0, "rows_kept": 0, "dropped": {}}
