@@ -343,6 +343,7 @@ def ours_core(file: Path, folder: Path) -> Any:
     from gristmill.recipe import FormatRecipe
     from gristmill.table import parts
 
+    # What is loaded late is loaded before the clock starts.
     duckdb.connect().close()
     targets.get("trl-jsonl")
     work, out = folder / "work", folder / "core"

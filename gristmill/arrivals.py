@@ -37,7 +37,7 @@ class Arrival(BaseModel):
     bytes: int
     sha256: str
     version: str | None = None
-    """The tag of an object in a bucket, by which it is known again without being read."""
+    """By which it is known again without being read; None where an older Gristmill told of it."""
 
 
 class _Found(NamedTuple):
@@ -107,13 +107,12 @@ class Arrivals:
             if digest is None:
                 continue
             if digest not in self._told:
-                tag = found.version if isinstance(self._place, _Prefix) else None
-                yield Arrival(path=found.path, bytes=found.bytes, sha256=digest, version=tag)
+                yield Arrival(path=found.path, bytes=found.bytes, sha256=digest, version=found.version)
             self._done.add((found.path, found.version))
 
     def told(self, arrival: Arrival) -> None:
         """Note, durably, that somebody knows."""
-        self._workspace.append(LOG, arrival.model_dump(mode="json", exclude_none=True))
+        self._workspace.append(LOG, arrival.model_dump(mode="json"))
         self._told.add(arrival.sha256)
 
 
@@ -162,7 +161,7 @@ class _Prefix:
 
     def files(self) -> Iterator[_Found]:
         for entry in self._bucket.entries(""):
-            if is_rollout_name(entry.key.rpartition("/")[2]):
+            if is_rollout_name(entry.name):
                 yield _Found(f"{self._bucket.url}/{entry.key}", entry.size, entry.tag)
 
     def digest(self, found: _Found) -> str | None:

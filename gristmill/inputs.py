@@ -19,6 +19,7 @@ import orjson
 
 from gristmill import columns
 from gristmill.rollout import Unreadable, parse
+from gristmill.rollout_files import MATERIALIZED, sidecar
 
 INPUTS = "inputs.parquet"
 _BATCH = 8192  # rows written at a time
@@ -33,17 +34,12 @@ class InputsRead(NamedTuple):
     unreadable: int
 
 
-def sidecar(rollouts: Path) -> Path:
-    """Where the materialized inputs of a rollout file are, if there are any."""
-    return rollouts.with_name(rollouts.name.split(".jsonl")[0] + "_materialized_inputs.jsonl")
-
-
 def write_inputs(files: Sequence[tuple[Path, str]], out: Path) -> InputsRead:
     """Write `inputs.parquet` from the sidecars of rollout files, given with their runs, if there are any."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    beside = [(sidecar(path), run) for path, run in files if sidecar(path).is_file()]
+    beside = [(inputs, run) for path, run in files if (inputs := sidecar(path, MATERIALIZED)).is_file()]
     if not beside:
         return InputsRead(0, 0)
     schema = pa.schema(

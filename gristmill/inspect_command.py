@@ -21,7 +21,7 @@ from gristmill.errors import UsageError
 from gristmill.histogram import Histogram
 from gristmill.ingest import ingest
 from gristmill.profile import Environment, Profile, Spread, profile
-from gristmill.rollout_files import find_rollout_files
+from gristmill.rollout_files import FAILURES, find_rollout_files, sidecar
 from gristmill.words import many, size
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ def inspect(
         UsageError: the page or the quarantine cannot be written.
     """
     console = console or Console()
+    paths = find_rollout_files(files)
     with tempfile.TemporaryDirectory(prefix="gristmill-inspect-") as folder:
         try:
-            result = ingest(files, Path(folder), quarantine=quarantine, copy=False)
+            result = ingest(paths, Path(folder), quarantine=quarantine, copy=False)
         except OSError as error:
             raise UsageError(f"{error.filename or quarantine} cannot be written: {error.strerror}") from None
         found = profile(result)
-    found = found.model_copy(update={"failures_beside": failures_beside(find_rollout_files(files))})
+    found = found.model_copy(update={"failures_beside": failures_beside(paths)})
     if html is not None:
         try:
             html.write_text(render(found), encoding="utf-8")
@@ -77,10 +78,9 @@ def failures_beside(files: Sequence[Path]) -> int:
     """Lines of the failures sidecars that lie beside rollout files."""
     count = 0
     for file in files:
-        stem = file.name.split(".jsonl")[0]
-        sidecar = file.with_name(f"{stem}_failures.jsonl")
-        if sidecar.is_file() and sidecar != file:
-            with sidecar.open("rb") as lines:
+        failures = sidecar(file, FAILURES)
+        if failures.is_file() and failures != file:
+            with failures.open("rb") as lines:
                 count += sum(bool(line.strip()) for line in lines)
     return count
 

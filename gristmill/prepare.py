@@ -97,7 +97,7 @@ def prepare(
         table.mkdir()
         found = find_rollout_files(files)
         digests = beside.submit(lambda: [file_digest(path) for path in found])
-        read = ingest(files, table, copy=False, progress=lambda done, total: tell("read", done, total))
+        read = ingest(found, table, copy=False, progress=lambda done, total: tell("read", done, total))
         counts = _counted(read)
 
         def choose(changed: Any, place: Path) -> dict[str, Any]:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from gristmill.errors import InputError
 from gristmill.remote.bucket import remote_url
 
-SIDECARS_READ = ("_materialized_inputs.jsonl", "_failures.jsonl")
-"""What a rollout file's name, up to `.jsonl`, is followed by in those sidecars that something reads."""
+P = TypeVar("P", bound=PurePath)
+
+# How a sidecar is called: as the rollout file up to `.jsonl`, and this.
+MATERIALIZED = "_materialized_inputs.jsonl"
+FAILURES = "_failures.jsonl"
+SIDECARS_READ = (MATERIALIZED, FAILURES)
+"""Those that something reads."""
 _SIDECARS = (
     *SIDECARS_READ,
     "_reward_profiling.jsonl",
@@ -68,6 +74,11 @@ def is_rollout_name(name: str) -> bool:
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix) if name.endswith(f".jsonl{suffix}") else name
     return name.endswith(".jsonl") and not name.endswith(_SIDECARS)
+
+
+def sidecar(rollouts: P, suffix: str) -> P:
+    """Where a sidecar of a rollout file is, if there is one."""
+    return rollouts.with_name(rollouts.name.split(".jsonl")[0] + suffix)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -205,8 +205,7 @@ class Workspace:
 
     def read(self, name: str) -> list[Any]:
         """The complete lines of such a file, oldest first; [] when there is none."""
-        path = self.root / name
-        return parse_lines(path.read_bytes(), str(path), name) if path.exists() else []
+        return read_lines(self.root / name, name)
 
     def record(self, line: dict[str, Any]) -> None:
         """Append one production to the journal."""
@@ -245,14 +244,14 @@ def repair_tail(path: Path) -> None:
         file.truncate(data.rfind(b"\n") + 1)
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The complete JSON lines of a file that `append_line` wrote; [] when it is not there.
+def read_lines(path: Path, name: str | None = None) -> list[Any]:
+    """The complete JSON lines of a file that `append_line` wrote; [] when it is not there. `name` as for `parse_lines`.
 
     Raises:
-        StoreError: a line is no JSON; names the file and line.
+        StoreError: a line is no JSON, or not what this file has; names the file and line.
         NewerSchema: a newer Gristmill wrote one.
     """
-    return parse_lines(path.read_bytes(), str(path)) if path.exists() else []
+    return parse_lines(path.read_bytes(), str(path), name) if path.exists() else []
 
 
 def parse_lines(data: bytes, where: str, name: str | None = None) -> list[Any]:

@@ -109,6 +109,9 @@ def test_the_same_content_is_told_once_over_restarts(watch: Watch) -> None:
     watch.after(0)
     assert watch.after(31) == ["a.jsonl"]
     watch.restart()
+    with pytest.MonkeyPatch.context() as patch:  # what was told is known without being read
+        patch.setattr("gristmill.arrivals.file_digest", lambda path: pytest.fail(f"{path} was read again"))
+        assert watch.after(0) + watch.after(31) == []
     (watch.folder / "deeper").mkdir()
     (watch.folder / "deeper" / "copy.jsonl").write_bytes(LINE)
     watch.after(0)

@@ -13,8 +13,8 @@ from typing import Any
 
 from gristmill.errors import InputError
 from gristmill.identity import digest, file_digest
-from gristmill.inputs import sidecar
 from gristmill.rollout import Unreadable, parse
+from gristmill.rollout_files import MATERIALIZED, sidecar
 
 Key = tuple[int, int]
 """`_ng_task_index` and `_ng_rollout_index`."""
@@ -28,7 +28,7 @@ class Stored:
     """
 
     def __init__(self, path: Path) -> None:
-        inputs = sidecar(path)
+        inputs = sidecar(path, MATERIALIZED)
         for file in (path, inputs):
             if not file.is_file():
                 raise InputError(
@@ -67,7 +67,7 @@ class Stored:
     @property
     def inputs_identity(self) -> str:
         """What was to be collected, by content."""
-        return file_digest(sidecar(self.path))
+        return file_digest(sidecar(self.path, MATERIALIZED))
 
 
 def completion(path: Path) -> dict[str, int]:

@@ -54,6 +54,11 @@ class Entry(NamedTuple):
     tag: str
     modified: datetime
 
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition("/")[2]
+
 
 class Stored(NamedTuple):
     """An object that was read; `modified` is by the server's clock."""

@@ -25,7 +25,7 @@ from gristmill.errors import InputError, StoreError
 from gristmill.identity import digest
 from gristmill.remote.bucket import Bucket, Entry
 from gristmill.remote.transfer import Counter, each, write_whole
-from gristmill.rollout_files import SIDECARS_READ, is_rollout_name
+from gristmill.rollout_files import SIDECARS_READ, is_rollout_name, sidecar
 from gristmill.words import many, size
 
 _TAGS = ".tags.json"
@@ -73,15 +73,16 @@ def _find(bucket: Bucket, path: str) -> _Found:
     magic = [number for number, part in enumerate(parts) if "*" in part or "[" in part]
     if magic:
         there = list(bucket.entries("/".join(parts[: magic[0]])))
-        wanted = [one for one in there if _matches(one.key.split("/"), parts) and is_rollout_name(_name(one.key))]
+        wanted = [one for one in there if _matches(one.key.split("/"), parts) and is_rollout_name(one.name)]
     else:
         there = bucket.folder(path.rpartition("/")[0])
         wanted = [one for one in there if one.key == path]
         if not wanted:
             there = list(bucket.entries(path))
-            wanted = [one for one in there if is_rollout_name(_name(one.key))]
+            wanted = [one for one in there if is_rollout_name(one.name)]
     known = {one.key: one for one in there}
-    return _Found(wanted, {key: known.get(key) for one in wanted for key in _sidecars(one.key)})
+    beside = [str(sidecar(PurePosixPath(one.key), suffix)) for one in wanted for suffix in SIDECARS_READ]
+    return _Found(wanted, {key: known.get(key) for key in beside})
 
 
 def _matches(key: Sequence[str], glob: Sequence[str]) -> bool:
@@ -93,16 +94,6 @@ def _matches(key: Sequence[str], glob: Sequence[str]) -> bool:
     return bool(key) and fnmatch.fnmatchcase(key[0], glob[0]) and _matches(key[1:], glob[1:])
 
 
-def _sidecars(key: str) -> Iterator[str]:
-    folder, slash, name = key.rpartition("/")
-    for suffix in SIDECARS_READ:
-        yield folder + slash + name.split(".jsonl")[0] + suffix
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
 def _inside(root: Path, key: str) -> Path:
     """Where the copy of an object is.
 
@@ -111,7 +102,7 @@ def _inside(root: Path, key: str) -> Path:
     """
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise InputError(f"the object {key!r} has no name that a file can have; copy it by hand, and name the file")
-    return root / PurePosixPath(key)
+    return root / key
 
 
 @contextmanager
